@@ -1,0 +1,38 @@
+# Every target does its own set-up: .venv is made at the first call and again when the dependencies change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(READY)  ## .venv with everything, from the known-good versions in constraints.txt
+
+demo: $(READY)  ## pre-train a small HAP on drawn people, with pictures (CPU, minutes)
+	$(BIN)/python -m hap.train experiment=demo
+
+demo-reid: $(READY)  ## re-identification of drawn people, pre-trained against random initialisation
+	$(BIN)/python scripts/demo_reid.py
+
+test: $(READY)  ## the fast tests; ARGS="-m slow" for the others
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measured speed of this machine, written to benchmarks/
+	$(BIN)/python -m hap.bench pretrain
+
+clean:  ## remove .venv and caches; runs/ and data/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
+
+.PHONY: help install demo demo-reid test lint bench clean
+.DEFAULT_GOAL := help
