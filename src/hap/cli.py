@@ -1,0 +1,106 @@
+"""The programs' entry points: `python -m hap.<program>` and `hap <program>`, and what they say of bad input."""
+
+import os
+import re
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hap.config import CONF_DIR, did_you_mean, register
+from hap.errors import HapError
+
+PROGRAMS = {
+    "train": "pre-train or fine-tune: hap train experiment=NAME [key=value ...]",
+    "eval": "evaluate a checkpoint: hap eval experiment=NAME ckpt_path=FILE",
+    "predict": "results for your own images: hap predict experiment=NAME ckpt_path=FILE ...",
+    "synthesize": "draw annotated people in a data set's official layout",
+    "pack": "images and annotations into shards; `hap pack --verify DIR` checks them",
+    "bench": "measured speed on this machine: hap bench pretrain",
+}
+
+
+def main() -> None:
+    """The console script: `hap train ...` is `python -m hap.train ...`."""
+    if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
+        program = sys.argv.pop(1)
+        # As __main__ and by its module name, so that Lightning can start the other ranks the same way.
+        runpy.run_module(f"hap.{program}", run_name="__main__", alter_sys=True)
+        return
+    print("usage: hap PROGRAM ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in PROGRAMS.items()))
+    if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help"):
+        print(f"\nhap: there is no program {sys.argv[1]!r}{did_you_mean(sys.argv[1], PROGRAMS)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_with_hydra(config_name: str, body: Callable[[DictConfig, Path], object]) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and call `body(cfg, output folder)`."""
+
+    def job(cfg: DictConfig) -> object:
+        with readable_errors():  # inside the job too: Hydra adds lines of its own to an exception that leaves it
+            return body(cfg, Path(HydraConfig.get().runtime.output_dir).absolute())
+
+    register()
+    with readable_errors():
+        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Bad input ends the program with one message and status 2; HYDRA_FULL_ERROR=1 shows the traceback."""
+    # Hydra prints and exits by itself unless this is set; child processes inherit both variables.
+    if os.environ.get("HYDRA_FULL_ERROR") != "1":
+        os.environ |= {"HYDRA_FULL_ERROR": "1", "HAP_SHORT_ERRORS": "1"}
+    try:
+        yield
+    except (HapError, HydraException, OmegaConfBaseException) as error:
+        if "HAP_SHORT_ERRORS" not in os.environ:
+            raise
+        print(f"hap: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def describe(error: Exception) -> str:
+    """One message: what is wrong, and what to type instead."""
+    parts = [str(error).strip()]
+    cause = error.__cause__
+    if cause is not None and str(cause).splitlines()[0] not in parts[0]:
+        parts.append(str(cause).strip())
+    message = "\n".join(line for part in parts for line in part.splitlines() if not _NOISE.match(line)).strip()
+    if match := re.search(r"Could not find '([\w/]+)/(\w+)'", message):
+        group, name = match.groups()
+        options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+        message = f"there is no {group}={name}{did_you_mean(name, options)}\navailable: {', '.join(options)}"
+    elif match := re.search(r"Could not override '([\w.]+)'|Key '(\w+)' is not in struct|Key '(\w+)' not in", message):
+        message += did_you_mean(next(filter(None, match.groups())), _known_keys())
+    return message
+
+
+_NOISE = re.compile(r"\s*(full_key:|object_type=|reference_type=|Config search path|Set the environment|\t*provider=|$)")
+
+
+def _known_keys() -> list[str]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    experiment = [o for o in sys.argv[1:] if o.startswith("experiment=")] or ["experiment=pretrain_hap"]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        cfg = compose("train", experiment)
+    keys: list[str] = []
+
+    def walk(node: object, path: str) -> None:
+        keys.append(path)
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+
+    walk(OmegaConf.to_container(cfg, resolve=False), "")
+    return keys[1:]

@@ -1,0 +1,283 @@
+"""Records, the Dataset, the loader that can be resumed, and the DataModule: the same for every task.
+
+A reader turns a root folder into `{split: records}`. A record is small and frozen; it reads its own bytes
+when asked. The Dataset decodes, transforms and never dies of one broken file. Everything random about a
+sample derives from (seed, epoch, index): not from worker, rank or batch.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, permutation
+from hap.errors import HapError
+
+log = logging.getLogger(__name__)
+
+
+class Record(Protocol):
+    """One image with what is known about it. `name` identifies it in messages and reports."""
+
+    @property
+    def name(self) -> str: ...
+
+    def encoded(self) -> bytes:
+        """The bytes of the image file (JPEG, PNG, ...). Raises BadSample or OSError."""
+
+    def annotations(self) -> dict[str, Any]:
+        """What the transform and the task need besides the image. Raises BadSample or OSError."""
+
+
+Splits = Mapping[str, Sequence[Record]]
+Transform = Callable[[np.ndarray, dict[str, Any], np.random.Generator], dict[str, Any]]
+
+
+class BadSample(Exception):
+    """This one sample cannot be used; the message says why. The Dataset replaces it."""
+
+
+# First bytes of a format and the marker that ends a complete file: decoders fill the missing part of a
+# truncated JPEG with grey and say nothing.
+_END_MARKERS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode an image file to RGB, (H, W, 3) uint8. Raises BadSample for anything incomplete or unreadable."""
+    if not data:
+        raise BadSample("the file is empty")
+    for start, end in _END_MARKERS.items():
+        if data.startswith(start) and end not in data[-1024:]:
+            raise BadSample("the image file is truncated")
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise BadSample("not an image that OpenCV can decode")
+    return image
+
+
+class Dataset(torch.utils.data.Dataset):
+    """record -> image -> transform -> dict of tensors, for every task.
+
+    Keys are `(epoch, index)`. A sample carries `index` (int, its position in `records`: look names up there)
+    and `bad` (int, -1, or the index of an unusable sample that this one replaces). The replacement is drawn
+    from (seed, epoch, index) too, so it is the same on every run; metrics drop it as a duplicate index.
+    """
+
+    def __init__(self, records: Sequence[Record], transform: Transform, seed: int = 0):
+        self.records, self.transform, self.seed = records, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        bad = -1
+        for _ in range(32):
+            try:
+                image, annotations = self.read(index)
+                break
+            except (BadSample, OSError):
+                bad = index if bad < 0 else bad
+                index = int(rng.integers(len(self.records)))
+        else:
+            raise HapError(
+                f"32 samples in a row cannot be used, the first is {self.records[bad].name}: {self.why_bad(bad)}"
+            )
+        return self.transform(image, annotations, rng) | {"index": index, "bad": bad}
+
+    def read(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """The decoded image, (H, W, 3) uint8 RGB, and the annotations of one record, before any transform."""
+        record = self.records[index]
+        return decode_image(record.encoded()), record.annotations()
+
+    def why_bad(self, index: int) -> str:
+        """Read one record again for the reason it cannot be used."""
+        try:
+            self.read(index)
+        except (BadSample, OSError) as error:
+            return str(error)
+        return "readable at the second attempt"
+
+
+class BadSampleLog:
+    """Counts the samples that could not be used, names each once in a file, and stops the run above a share.
+
+    The share is distinct bad samples over the samples of the data set, per rank: each rank may name its own
+    part of what is allowed.
+    """
+
+    def __init__(self, dataset: Dataset, path: Path | None, max_fraction: float, world_size: int = 1):
+        self.dataset, self.path = dataset, path
+        self.max_fraction = max_fraction
+        self.limit = max_fraction * len(dataset) / world_size
+        self.reasons: dict[int, str] = {}
+
+    def __call__(self, bad: torch.Tensor) -> None:
+        """Note the `bad` column (N,) of a batch."""
+        for index in bad[bad >= 0].tolist():
+            if index in self.reasons:
+                continue
+            reason = self.reasons[index] = self.dataset.why_bad(index)
+            line = f"{self.dataset.records[index].name}: {reason}"
+            log.warning("bad sample replaced: %s", line)
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(line + "\n")
+        if len(self.reasons) > self.limit:
+            named = [f"  {self.dataset.records[i].name}: {why}" for i, why in list(self.reasons.items())[:20]]
+            more = f"\n  ... all of them in {self.path}" if len(self.reasons) > 20 and self.path else ""
+            raise HapError(
+                f"{len(self.reasons)} samples cannot be used, above data.max_bad_fraction={self.max_fraction:g} of "
+                f"{len(self.dataset):,} (repair them, or raise the limit):\n" + "\n".join(named) + more
+            )
+
+
+class Loader(DataLoader):
+    """A DataLoader whose position is part of a checkpoint.
+
+    Its state is two integers: the epoch and the samples of the epoch that all ranks together have seen. Order
+    and augmentation follow from (seed, epoch, index), so a resumed run sees exactly what the uninterrupted one
+    would have, with any number of workers and ranks. Each new iteration after a started one is the next epoch.
+    """
+
+    def __init__(self, dataset: Dataset, batches: TrainBatches | EvalBatches, report: BadSampleLog, **options: Any):
+        super().__init__(dataset, batch_sampler=batches, **options)
+        self.report = report
+        self.wait_seconds = 0.0  # time that the training loop has waited for data, since the start
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        batches = self.batch_sampler
+        batches.next_pass()
+        iterator = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.wait_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            self.report(batch.pop("bad"))
+            batches.advance()
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return self.batch_sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.batch_sampler.load_state_dict(state)
+
+
+def seed_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's own threads multiply under workers and slow each other down
+
+
+class DataModule(L.LightningDataModule):
+    """Splits, batches and loaders of any data set.
+
+    Args:
+        root: the data set's folder.
+        reader: root -> {split name: records}.
+        transforms: split name -> transform; a split without one of its own uses that of "val".
+        num_workers: loader processes per device; None takes the cores of this process shared among the devices
+            of the node, at most 16.
+        plan: epoch -> (steps, total batch) array of indices, given (records, total batch, seed); None shuffles.
+        eval_batch_size: images per device and step in validation, test and prediction.
+        max_bad_fraction: share of a split's samples that may be unusable before the run stops.
+        seed: of order and augmentation.
+        synthetic: use drawn people in place of `root`.
+        draw: draws them on first use and returns their folder.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        reader: Callable[[Path], Splits],
+        transforms: Mapping[str, Transform],
+        num_workers: int | None = None,
+        plan: Callable[[Sequence[Record], int, int], Any] = permutation,
+        eval_batch_size: int = 256,
+        max_bad_fraction: float = 0.001,
+        seed: int = 0,
+        synthetic: bool = False,
+        draw: Callable[[], Path] | None = None,
+    ):
+        super().__init__()
+        self.synthetic, self.draw = synthetic, draw
+        self.root, self.reader, self.transforms = Path(root).expanduser(), reader, transforms
+        self.num_workers, self.plan = num_workers, plan
+        self.eval_batch_size, self.max_bad_fraction, self.seed = eval_batch_size, max_bad_fraction, seed
+        self.batch_plan = BatchPlan(total=1, micro=1)  # the runner sets it when devices are known
+        self.report_dir: Path | None = None  # where unusable samples are named; set by the runner
+        self.splits: Splits = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            if self.synthetic:
+                if self.draw is None:
+                    raise HapError("there are no drawn people for this data set: synthetic=true is not for it")
+                self.root = self.draw()
+            if not self.root.is_dir():
+                raise HapError(
+                    f"data folder not found: {self.root} (set data.root=FOLDER, or try synthetic=true: drawn people)"
+                )
+            self.splits = self.reader(self.root)
+            log.info("%s: %s", self.root, ", ".join(f"{k} {len(v):,}" for k, v in self.splits.items()))
+
+    def records(self, split: str) -> Sequence[Record]:
+        self.setup()
+        if split not in self.splits:
+            raise HapError(f"{self.root} has no split {split!r}; it has {', '.join(self.splits)}")
+        if not len(self.splits[split]):
+            raise HapError(f"the split {split!r} of {self.root} is empty")
+        return self.splits[split]
+
+    def dataset(self, split: str) -> Dataset:
+        return Dataset(self.records(split), self.transforms.get(split) or self.transforms["val"], self.seed)
+
+    def _loader(self, split: str, train: bool) -> Loader:
+        dataset = self.dataset(split)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches: TrainBatches | EvalBatches
+        if train:
+            plan = self.plan(dataset.records, self.batch_plan.total, self.seed)
+            batches = TrainBatches(plan, self.batch_plan, rank)
+        else:
+            batches = EvalBatches(len(dataset), self.eval_batch_size, rank, world)
+        path = self.report_dir / f"bad_samples_{split}_rank{rank}.txt" if self.report_dir else None
+        workers = self.num_workers if self.num_workers is not None else default_workers(self.trainer)
+        return Loader(
+            dataset,
+            batches,
+            BadSampleLog(dataset, path, self.max_bad_fraction, world),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=train and workers > 0,
+            worker_init_fn=seed_worker,
+        )
+
+    def train_dataloader(self) -> Loader:
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> Loader:
+        return self._loader("val", train=False)
+
+    def test_dataloader(self) -> Loader:
+        return self._loader("test" if "test" in self.splits else "val", train=False)
+
+    def predict_dataloader(self) -> Loader:
+        return self._loader("predict", train=False)
+
+
+def default_workers(trainer: L.Trainer | None) -> int:
+    """The cores this process may use, shared among the node's devices; one is left to the training loop."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // (trainer.num_devices if trainer else 1) - 1))

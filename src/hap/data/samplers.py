@@ -1,0 +1,185 @@
+"""Which sample goes into which batch: a pure function of (seed, epoch), the same for any number of ranks.
+
+A *plan* maps an epoch to an index array (steps, total batch), one row per optimiser step. Each row is cut into
+accumulation parts and ranks, so one position, counted in samples of all ranks, says where a run is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from hap.errors import HapError
+
+Plan = Callable[[int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the images of one optimiser step are spread: `total = micro * world * accumulate`."""
+
+    total: int
+    micro: int
+    world: int = 1
+    accumulate: int = 1
+
+    @classmethod
+    def divide(cls, total: int, micro: int | None, world: int) -> "BatchPlan":
+        """Work out the accumulation. Raises HapError when the total batch is not divisible."""
+        if micro is None:
+            micro = total // world
+        if micro < 1 or total % (micro * world):
+            raise HapError(
+                f"total_batch_size={total} is not a multiple of micro_batch_size={micro} x {world} device(s); "
+                f"change one of them, or the devices"
+            )
+        return cls(total, micro, world, total // (micro * world))
+
+
+def permutation(records: Sequence[Any], total: int, seed: int) -> Plan:
+    """Every sample once per epoch in random order; the last, incomplete step is left out (as the official code
+    does), so up to total - 1 samples, other ones each epoch, are not seen."""
+    steps = len(records) // total
+    if steps == 0:
+        raise HapError(
+            f"the training split has {len(records)} samples, fewer than total_batch_size={total}; lower it"
+        )
+
+    def plan(epoch: int) -> np.ndarray:
+        order = np.random.default_rng((seed, epoch)).permutation(len(records))
+        return order[: steps * total].reshape(steps, total)
+
+    return plan
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """This rank's micro-batches of (epoch, index) keys, resumable at any optimiser step.
+
+    `next_pass` opens a pass: the next epoch if the current one was started, else the current one from its
+    position. The position moves with `advance`, when a batch is handed to training, not when a worker
+    prefetches it.
+    """
+
+    def __init__(self, plan: Plan, batch: BatchPlan, rank: int = 0):
+        self.plan, self.batch, self.rank = plan, batch, rank
+        self.steps = len(plan(0))
+        self.epoch, self.position, self._started = 0, 0, False
+
+    def __len__(self) -> int:
+        return self.steps * self.batch.accumulate
+
+    def next_pass(self) -> None:
+        if self._started:
+            self.epoch, self.position, self._started = self.epoch + 1, 0, False
+
+    def advance(self) -> None:
+        self._started = True
+        self.position += self.batch.micro * self.batch.world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        b = self.batch
+        parts = self.plan(self.epoch).reshape(-1, b.world, b.micro)  # (steps * accumulate, world, micro)
+        for part in parts[self.position // (b.world * b.micro) :, self.rank]:
+            yield [(self.epoch, index) for index in part.tolist()]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "samples": self.position, "total_batch_size": self.batch.total}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if state["total_batch_size"] != self.batch.total:
+            raise HapError(
+                f"the checkpoint was written with total_batch_size={state['total_batch_size']}, this run has "
+                f"{self.batch.total}: resume with the same, or start a new run from it with weights="
+            )
+        self.epoch, self.position, self._started = state["epoch"], state["samples"], False
+        if self.position >= self.steps * self.batch.total:
+            self.epoch, self.position = self.epoch + 1, 0
+
+
+class EvalBatches(Sampler[list[tuple[int, int]]]):
+    """Every sample once, in order, dealt to the ranks in turn. Ranks that come out one short repeat their first
+    sample, so that all make the same number of steps; metrics drop the duplicate by its index."""
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1):
+        per_rank = -(-size // world)
+        mine = np.resize(np.arange(rank if rank < size else 0, size, world), per_rank)
+        self.batches = [mine[i : i + batch_size].tolist() for i in range(0, per_rank, batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([(0, index) for index in batch] for batch in self.batches)
+
+    def next_pass(self) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+class IdentityPlan:
+    """P identities x K images in every step, for losses that compare images within a batch.
+
+    One pass shuffles the images of every identity, cuts them into chunks of K (an incomplete last chunk is left
+    out, other images each time; an identity with fewer than K images gives one chunk, drawn with replacement), and
+    deals: P different identities of those with chunks left, the next chunk of each, until fewer than P have any.
+    That is the sampler of the official code (as in TransReID). How many steps a pass makes is a matter of luck
+    (443 to 449 on MSMT17), but a Trainer needs to know it: an epoch here is always as long as the chunks would
+    allow, floor(chunks / P) (454 on MSMT17), and the steps a pass falls short come from a further pass.
+
+    Args:
+        records: the training images, with `identity` (int).
+        total: images per step, P x K; a row holds the K images of an identity side by side.
+        seed: of the plan; it depends on nothing else but the epoch.
+        images_per_identity: K.
+
+    Attributes:
+        steps: steps per epoch.
+        schedule_steps: steps per epoch as the official learning-rate schedule counts them, leftover chunks
+            included: ceil(chunks * K / total) (455 on MSMT17, 177 on Market-1501).
+
+    Raises:
+        HapError: `total` is no multiple of K, or makes fewer than two identities or more than there are.
+    """
+
+    def __init__(self, records: Sequence[Any], total: int, seed: int, images_per_identity: int = 8):
+        identity = np.array([record.identity for record in records])
+        order = np.argsort(identity, kind="stable")
+        self.members = np.split(order, np.flatnonzero(np.diff(identity[order])) + 1)
+        self.seed, self.images_per_identity = seed, images_per_identity
+        self.identities = total // images_per_identity
+        if total % images_per_identity or not 2 <= self.identities <= len(self.members):
+            raise HapError(
+                f"total_batch_size={total} has to be P x {images_per_identity} images per identity, with at least 2 "
+                f"identities and not more than the {len(self.members)} of the training split; change either number"
+            )
+        self.chunks = np.array([max(1, len(own) // images_per_identity) for own in self.members])
+        self.steps = int(self.chunks.sum()) // self.identities
+        self.schedule_steps = -(-int(self.chunks.sum()) // self.identities)
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch))
+        rows: list[np.ndarray] = []
+        while len(rows) < self.steps:
+            rows += self.one_pass(rng)
+        return np.stack(rows[: self.steps])  # (steps, P * K)
+
+    def one_pass(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Rows (P * K,) of indices until fewer than P identities have a chunk left."""
+        size = self.images_per_identity
+        images = [
+            rng.permutation(own)[: n * size] if len(own) >= size else rng.choice(own, size)
+            for own, n in zip(self.members, self.chunks, strict=True)
+        ]
+        rows, dealt = [], np.zeros_like(self.chunks)
+        while len(pool := np.flatnonzero(dealt < self.chunks)) >= self.identities:
+            drawn = rng.choice(pool, self.identities, replace=False)
+            rows.append(np.concatenate([images[i][dealt[i] * size :][:size] for i in drawn]))
+            dealt[drawn] += 1
+        return rows

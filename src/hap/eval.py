@@ -1,0 +1,14 @@
+"""`python -m hap.eval experiment=NAME ...`: see conf/eval.yaml and hap.runner."""
+
+from functools import partial
+
+from hap.cli import run_with_hydra
+from hap.runner import run
+
+
+def main() -> None:
+    run_with_hydra("eval", partial(run, "eval"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Losses: plain modules, tensors in, one scalar out, always computed in float32.
+
+Legend: N images on this rank, D features.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hap.errors import HapError
+
+
+class ReconstructionLoss(nn.Module):
+    """Mean squared error of the removed patches' pixels (MAE; HAP, section 3.1).
+
+    Args:
+        norm_target: predict each patch normalised to mean 0 and (unbiased) variance 1 over its values.
+    """
+
+    def __init__(self, norm_target: bool = True):
+        super().__init__()
+        self.norm_target = norm_target
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """pred, target: (..., P) values of removed patches only; the mean is over all of them. Every view has
+        the same number, so this is also the mean of the views' losses."""
+        target = target.float()
+        if self.norm_target:
+            mean, std = self._statistics(target)
+            target = (target - mean) / std
+        return F.mse_loss(pred.float(), target)
+
+    def to_pixels(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Predictions (..., P) in the target's units, for pictures."""
+        if not self.norm_target:
+            return pred.float()
+        mean, std = self._statistics(target.float())
+        return pred.float() * std + mean
+
+    def _statistics(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(target, dim=-1, keepdim=True)  # divides by P - 1
+        return mean, (var + 1e-6).sqrt()
+
+
+class AlignmentLoss(nn.Module):
+    """Brings the class tokens of two views of one image together, against all images of the global batch
+    (HAP, section 3.3).
+
+    Each view's tokens are matched with the other's: 2 tau x cross-entropy of the cosines / tau, summed over
+    both directions. The other side is a constant on every rank, this one included. So no gradient crosses
+    ranks, and DDP's mean of the ranks' gradients is the gradient of one process with the whole batch.
+
+    Args:
+        temperature: tau.
+    """
+
+    def __init__(self, temperature: float = 0.2):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """a, b: (N, D) features of the two views, the same N on every rank."""
+        with torch.autocast(a.device.type, enabled=False):
+            q = F.normalize(torch.stack([a, b]).float(), dim=-1)  # (2, N, D)
+            k = _gather_batch(q.detach())  # (2, N x ranks, D)
+            logits = q @ k.flip(0).mT / self.temperature  # (2, N, N x ranks)
+            rank = dist.get_rank() if _distributed() else 0
+            labels = torch.arange(len(a), device=a.device) + rank * len(a)
+            a_to_b, b_to_a = logits
+            return 2 * self.temperature * (F.cross_entropy(a_to_b, labels) + F.cross_entropy(b_to_a, labels))
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _gather_batch(x: Tensor) -> Tensor:
+    """(2, N, D) on each rank -> (2, N x ranks, D), in rank order, without gradient, in one collective."""
+    if not _distributed():
+        return x
+    gathered = x.new_empty(dist.get_world_size(), *x.shape)  # (ranks, 2, N, D)
+    dist.all_gather_into_tensor(gathered.flatten(0, 1), x.contiguous())
+    return gathered.transpose(0, 1).flatten(1, 2)
+
+
+class SoftTripletLoss(nn.Module):
+    """Batch-hard triplet loss with a soft margin (Hermans et al., 2017): mean of log(1 + exp(p - n)), where p and n
+    are an image's distances to the farthest image of its identity and the nearest of another.
+
+    Euclidean distances of the features as they are, float32 by differences: neither TF32 nor the cancellation of
+    a matrix product touches them. Identities may have different numbers of images. p - n is unlimited: the
+    official exp overflows above 88.
+
+    Args:
+        global_batch: search among the images of all ranks. Every rank then computes the same loss, and DDP's mean
+            of the ranks' gradients is the gradient of one process with the whole batch. False: only among the
+            rank's own, a different (easier) loss.
+    """
+
+    def __init__(self, global_batch: bool = True):
+        super().__init__()
+        self.global_batch = global_batch
+
+    def forward(self, features: Tensor, identity: Tensor) -> Tensor:
+        """features: (N, D); identity: (N,) integers. The same N on every rank.
+
+        Raises:
+            HapError: all images show one identity.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            if self.global_batch and _distributed():
+                features, identity = _GatherRows.apply(features), _GatherRows.apply(identity)
+            same = identity[:, None] == identity  # (N, N), N from here on of all ranks
+            if same.all():
+                raise HapError(
+                    "a batch with one identity has no triplets: use hap.data.samplers.IdentityPlan, and at least two "
+                    "identities per micro-batch"
+                )
+            distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")  # (N, N)
+            positive = distance.masked_fill(~same, -torch.inf).max(dim=1).values
+            negative = distance.masked_fill(same, torch.inf).min(dim=1).values
+            return F.softplus(positive - negative).mean()
+
+
+class _GatherRows(torch.autograd.Function):
+    """(N, ...) on each rank -> (N x ranks, ...), in rank order. As every rank goes on with the same rows to the same
+    loss, the sum of the ranks' gradients is a multiple of the own."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        gathered = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
+        dist.all_gather_into_tensor(gathered, x.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.chunk(dist.get_world_size())[dist.get_rank()] * dist.get_world_size()

@@ -1,0 +1,91 @@
+"""AdamW with named parameter groups, and the learning rate as a function of the fractional epoch."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    no_decay: frozenset[str] = frozenset(),
+    layer_decay: float | None = None,
+) -> list[dict]:
+    """Group the trainable parameters by (learning-rate scale, weight decay), in order of first appearance.
+
+    One-dimensional parameters (biases, norms) and those named in `no_decay` are not decayed. With `layer_decay`
+    the scale is layer_decay^(depth + 1 - id), by `model.layer_id(name)`: 0 for the embeddings, i + 1 for block
+    i, depth + 1 for whatever stands on top (BEiT's rule).
+
+    Returns:
+        dicts with `params`, `names`, `lr_scale`, `weight_decay`, as torch.optim takes them.
+    """
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.ndim <= 1 or name in no_decay else weight_decay
+        scale = 1.0 if layer_decay is None else layer_decay ** (len(model.blocks) + 1 - model.layer_id(name))
+        group = groups.setdefault(
+            (scale, decay), {"params": [], "names": [], "lr_scale": scale, "weight_decay": decay}
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """AdamW, linear warm-up from 0, half-cosine to 0, set at every optimiser step.
+
+    Args:
+        epochs, warmup_epochs: length of the schedule, in epochs.
+        base_lr: learning rate per 256 images: the peak is base_lr * total batch / 256.
+        lr: the peak itself. Give one of the two.
+        weight_decay, betas, eps: of AdamW.
+        layer_decay: factor per layer from the top, None for none.
+    """
+
+    epochs: int
+    warmup_epochs: float
+    base_lr: float | None = None
+    lr: float | None = None
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    layer_decay: float | None = None
+
+    def __post_init__(self):
+        if (self.base_lr is None) == (self.lr is None):
+            raise ValueError("give either base_lr (per 256 images) or lr (absolute)")
+
+    def peak_lr(self, total_batch_size: int) -> float:
+        return self.lr if self.lr is not None else self.base_lr * total_batch_size / 256  # type: ignore[operator]
+
+    def factor(self, epoch: float) -> float:
+        """Share of the peak learning rate at a fractional epoch."""
+        if epoch < self.warmup_epochs or self.epochs <= self.warmup_epochs:
+            return epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+        return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+    def build(
+        self,
+        model: nn.Module,
+        total_batch_size: int,
+        steps_per_epoch: int,
+        no_decay: frozenset[str] = frozenset(),
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """The optimiser and its per-step schedule."""
+        peak = self.peak_lr(total_batch_size)
+        groups = parameter_groups(model, self.weight_decay, no_decay, self.layer_decay)
+        for group in groups:
+            group["lr"] = peak * group["lr_scale"]
+            del group["names"]
+        on_gpu = next(model.parameters()).is_cuda
+        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=on_gpu)
+        factor: Callable[[int], float] = lambda step: self.factor(step / steps_per_epoch)  # noqa: E731
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

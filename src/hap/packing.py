@@ -1,0 +1,300 @@
+"""The body of `hap pack`: a data set of millions of small files becomes some large ones.
+
+Shard n holds the records [n * size, (n + 1) * size) of the source, whoever writes it. A shard is written under
+another name, renamed when complete and then noted in a file of its own, so a packing that was killed at any
+moment goes on where it was, and ends with the same bytes.
+"""
+
+import io
+import json
+import logging
+import os
+import tarfile
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hap.data.base import BadSample, decode_image, default_workers, seed_worker
+from hap.data.pretrain import LuPerson, open_luperson
+from hap.data.shards import FORMAT, MANIFEST, index_type, is_packed
+from hap.errors import HapError
+
+log = logging.getLogger(__name__)
+
+PLAN, SKIPPED = "plan.json", "skipped.tsv"
+JPEG_QUALITY = 95  # of shrunk images
+STEP = 128  # images between two reports of a worker
+BLOCK = 512  # of a tar archive
+ESCAPE = "surrogateescape"  # file names that are not UTF-8
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """images packed, left out (named in skipped.tsv with the reason), shards, their bytes, seconds taken."""
+
+    images: int
+    skipped: int
+    shards: int
+    bytes: int
+    seconds: float
+
+
+def pack(
+    root: Path,
+    out: Path,
+    *,
+    height: int | None = None,
+    shard_mb: int = 256,
+    num_workers: int | None = None,
+    cfs_ratio: float = 1.0,
+    require_pose: bool = True,
+) -> PackReport:
+    """Pack the images and poses of `root` into shards under `out`; call it again to go on after an interruption.
+
+    Images that cannot be decoded and poses that cannot be used are left out and named in skipped.tsv.
+
+    Args:
+        root: whatever `hap.data.pretrain.open_luperson` reads.
+        out: a new folder, or one where the same packing was begun.
+        height: shrink higher images to this height, their points with them; None keeps the original bytes.
+        shard_mb: about the size of one shard in MB.
+        num_workers: processes; None takes the cores of this process.
+        cfs_ratio, require_pose: as for `hap.data.pretrain.read_luperson`.
+
+    Raises HapError if `out` holds something else or cannot be written; what is finished stays.
+    """
+    start = time.perf_counter()
+    if is_packed(root):
+        raise HapError(f"{root} is packed already")
+    records = open_luperson(root, cfs_ratio, require_pose)
+    if not len(records):
+        raise HapError(f"{root} has no image that can be packed")
+    plan = {
+        "source": str(root.resolve()),
+        "listed": records.listed,
+        "ranked": records.ranked,
+        "cfs_ratio": cfs_ratio,
+        "require_pose": require_pose,
+        "height": height,
+        "records": len(records),
+        "names_sha256": sha256(records.names.block).hexdigest(),
+        "shard_size": max(1, int(shard_mb * 1e6 / _mean_bytes(records))),
+    }
+    numbers = range(-(-len(records) // plan["shard_size"]))
+    try:
+        _begin(out, plan)
+        if not is_packed(out):
+            _write_shards(records, out, plan, numbers, default_workers(None) + 1 if num_workers is None else num_workers)
+            _finish(records, out, plan, numbers)
+    except OSError as error:
+        raise HapError(f"cannot write {out}: {error} (finished shards are kept; the same command goes on)") from None
+    manifest = json.loads((out / MANIFEST).read_text())
+    sizes = [entry["bytes"] for entry in manifest["shards"]]
+    return PackReport(manifest["images"], manifest["skipped"], len(sizes), sum(sizes), time.perf_counter() - start)
+
+
+def _mean_bytes(records: LuPerson) -> float:
+    """Bytes of a packed sample, from some evenly spread ones."""
+    sizes = []
+    for index in np.linspace(0, len(records) - 1, 64).astype(int):
+        try:
+            sizes.append(len(records[index].encoded()))
+        except (BadSample, OSError):
+            continue
+    return float(np.mean(sizes or [10_000])) + 4 * 512  # two headers, points, and padding
+
+
+def _begin(out: Path, plan: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    if is_packed(out) or (out / PLAN).is_file():
+        begun = json.loads((out / (MANIFEST if is_packed(out) else PLAN)).read_text())
+        changed = [f"{key}: {begun.get(key)} -> {value}" for key, value in plan.items() if begun.get(key) != value]
+        if changed:
+            raise HapError(f"{out} holds another packing ({'; '.join(changed)}); choose another folder, or empty it")
+    elif any(out.iterdir()):
+        raise HapError(f"{out} is not empty and no packing was begun there; choose another folder")
+    else:
+        _write(out / PLAN, _json(plan))
+
+
+def _write_shards(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range, num_workers: int) -> None:
+    todo = [number for number in numbers if not _note(out, number).is_file()]
+    size = plan["shard_size"]
+    images = sum(min(size, len(records) - number * size) for number in todo)
+    packer = _Packer(records, out, todo, size, plan["height"])
+    num_workers = min(num_workers, len(todo))
+    loader = DataLoader(
+        packer,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=16 if num_workers else None,
+        worker_init_fn=seed_worker,
+    )
+    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=len(records), completed=len(records) - images)
+        for done in loader:
+            if isinstance(done, str):
+                raise HapError(done)
+            progress.advance(task, done)
+
+
+class _Packer(IterableDataset):
+    """Writes shards where it is iterated; yields how many images were done, or what stopped it."""
+
+    def __init__(self, records: LuPerson, out: Path, todo: list[int], size: int, height: int | None):
+        self.records, self.out, self.todo, self.size, self.height = records, out, todo, size, height
+
+    def __iter__(self) -> Iterator[int | str]:
+        worker = get_worker_info()
+        for number in self.todo[worker.id :: worker.num_workers] if worker else self.todo:
+            try:
+                yield from self._shard(number)
+            except OSError as error:
+                yield f"cannot write {self.out}: {error} (finished shards are kept; the same command goes on)"
+                return
+
+    def _shard(self, number: int) -> Iterator[int]:
+        path = self.out / f"{number:05d}.tar"
+        temporary = _temporary(path)
+        begin, end = number * self.size, min((number + 1) * self.size, len(self.records))
+        rows, skipped = [], []
+        try:
+            with temporary.open("wb") as file:
+                archive = _Archive(file)
+                for index in range(begin, end):
+                    name = self.records.names[index]
+                    try:
+                        place = archive.append(name, *self._sample(index))
+                        rows.append((int(self.records.positions[index]), *place, os.fsencode(name)))
+                    except _Unusable as error:
+                        skipped.append((name, str(error)))
+                    if (index + 1 - begin) % STEP == 0:
+                        yield STEP
+                archive.write(bytes(2 * BLOCK))  # the end of a tar archive
+                file.flush()
+                os.fsync(file.fileno())
+            note: dict[str, Any] = {"rows": len(rows), "skipped": skipped}
+            if rows:
+                index_bytes = _npy(np.array(rows, index_type(max(len(row[-1]) for row in rows))))
+                _write(path.with_suffix(".npy"), index_bytes)
+                temporary.replace(path)
+                note |= {
+                    "file": path.name,
+                    "bytes": archive.size,
+                    "last_position": rows[-1][0],
+                    "sha256": archive.sha256.hexdigest(),
+                    "index_sha256": sha256(index_bytes).hexdigest(),
+                }
+            _write(_note(self.out, number), _json(note))
+        finally:
+            temporary.unlink(missing_ok=True)
+        yield (end - begin) % STEP
+
+    def _sample(self, index: int) -> tuple[bytes, np.ndarray]:
+        """The bytes to store and the points (17, 3) in pixels of the stored image."""
+        try:
+            record = self.records[index]
+            encoded, points = record.encoded(), record.annotations()["keypoints"]
+            image = decode_image(encoded)  # (H, W, 3)
+        except (BadSample, OSError) as error:
+            raise _Unusable(str(error)) from None
+        if self.height is None or image.shape[0] <= self.height:
+            return encoded, points
+        width = max(1, round(image.shape[1] * self.height / image.shape[0]))
+        scale = np.float32([width / image.shape[1], self.height / image.shape[0], 1])
+        small = cv2.resize(image, (width, self.height), interpolation=cv2.INTER_AREA)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)[1].tobytes(), points * scale
+
+
+class _Unusable(Exception):
+    """An image or a pose that is left out, as opposed to an output that cannot be written."""
+
+
+class _Archive:
+    """Appends samples to a tar archive, counting bytes and keeping the checksum."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.size, self.sha256 = file, 0, sha256()
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.size += len(data)
+        self.sha256.update(data)
+
+    def append(self, name: str, image: bytes, points: np.ndarray) -> tuple[int, int, int, int]:
+        """Returns the offset, size, length and crc of `hap.data.shards.INDEX`."""
+        npy = _npy(points.astype("<f4"))
+        self.write(_header(name, len(image)))
+        offset = self.size
+        sample = _padded(image) + _header(f"{name.rpartition('.')[0]}.npy", len(npy)) + npy
+        self.write(_padded(sample))
+        return offset, len(image), len(sample), zlib.crc32(sample)
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % BLOCK)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _finish(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range) -> None:
+    """Gather the notes of all shards into the manifest and the list of what was left out."""
+    notes = [json.loads(_note(out, number).read_text()) for number in numbers]
+    left_out = [(name, "no image") for name in records.absent]
+    left_out += [(name, "no pose") for name in records.without_pose]
+    left_out += [(name, reason) for note in notes for name, reason in note.pop("skipped")]
+    if left_out:
+        _write(out / SKIPPED, "".join(f"{name}\t{reason}\n" for name, reason in left_out).encode(errors=ESCAPE))
+    shards = [note for note in notes if note["rows"]]
+    images = sum(note["rows"] for note in shards)
+    manifest = {"format": FORMAT, **plan, "images": images, "skipped": len(left_out), "shards": shards}
+    _write(out / MANIFEST, _json(manifest))
+    for path in (out / PLAN, *(_note(out, number) for number in numbers), *out.glob("*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _note(out: Path, number: int) -> Path:
+    return out / f"{number:05d}.json"
+
+
+def _temporary(path: Path) -> Path:
+    """Named after the process: workers that outlive a killed program must not write into its successor's file."""
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is there complete or not at all."""
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,0 +1,56 @@
+"""Arrays in, pictures out: RGB uint8 (H, W, 3). Callbacks and programs decide when and where."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+# COCO's 17 keypoints, left first. Left is drawn in blue, right in orange, the middle in green.
+COCO_SKELETON = (
+    *((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (11, 12), (5, 11), (6, 12)),
+    *((5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15), (12, 14), (14, 16)),
+)
+_LEFT, _RIGHT, _MIDDLE = (60, 130, 255), (255, 140, 40), (70, 220, 90)
+
+
+def draw_skeleton(image: np.ndarray, keypoints: np.ndarray, skeleton: Sequence[tuple[int, int]] = COCO_SKELETON) -> np.ndarray:
+    """Bones between keypoints (K, 3), x and y in pixels, third column 0 for missing, over a copy of the image."""
+    image = image.copy()
+    thickness = max(1, image.shape[0] // 160)
+    points = np.round(keypoints[:, :2]).astype(int)
+    present = keypoints[:, 2] > 0
+
+    def colour(joint: int) -> tuple[int, int, int]:
+        return _MIDDLE if joint == 0 else _LEFT if joint % 2 else _RIGHT
+
+    for a, b in skeleton:
+        if present[a] and present[b]:
+            same_side = colour(a) if colour(a) == colour(b) else _MIDDLE
+            cv2.line(image, points[a].tolist(), points[b].tolist(), same_side, thickness, cv2.LINE_AA)
+    for joint in np.flatnonzero(present):
+        cv2.circle(image, points[joint].tolist(), thickness + 1, colour(int(joint)), -1, cv2.LINE_AA)
+    return image
+
+
+def hide_patches(image: np.ndarray, mask: np.ndarray, patch_size: int, grey: int = 128) -> np.ndarray:
+    """Paint the removed patches grey. `mask` is (rows, columns), 1 for removed."""
+    large = np.kron(mask, np.ones((patch_size, patch_size)))[: image.shape[0], : image.shape[1], None]
+    return np.where(large > 0, np.uint8(grey), image)
+
+
+def mosaic(columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], gap: int = 4) -> np.ndarray:
+    """Samples side by side, one column each, on white; `titles` name the rows in a margin on the left.
+
+    All images have one size.
+    """
+    height, width = columns[0][0].shape[:2]
+    margin = 14 + max(cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] for title in titles)
+    size = (len(titles) * (height + gap) + gap, margin + len(columns) * (width + gap), 3)
+    canvas = np.full(size, 255, np.uint8)
+    for row, title in enumerate(titles):
+        top = gap + row * (height + gap)
+        cv2.putText(canvas, title, (6, top + height // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (60,) * 3, 1, cv2.LINE_AA)
+        for column, images in enumerate(columns):
+            left = margin + column * (width + gap)
+            canvas[top : top + height, left : left + width] = images[row]
+    return canvas

@@ -1,0 +1,14 @@
+"""`python -m hap.predict experiment=NAME ...`: see conf/predict.yaml and hap.runner."""
+
+from functools import partial
+
+from hap.cli import run_with_hydra
+from hap.runner import run
+
+
+def main() -> None:
+    run_with_hydra("predict", partial(run, "predict"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Results of several runs side by side."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+
+class SweepTable(Callback):
+    """At the end of a multirun: one row per job, its overrides and its results; also `sweep.csv`."""
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[list[str], Path]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
+        hydra = config.hydra if "hydra" in config else job_return.hydra_cfg.hydra
+        self.jobs.append((list(job_return.overrides or []), Path(hydra.runtime.output_dir)))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        rows = []
+        for overrides, folder in self.jobs:
+            file = folder / "results.json"
+            rows.append((overrides, json.loads(file.read_text()) if file.exists() else {}))
+        if not any(results for _, results in rows):
+            return
+        common = set.intersection(*(set(overrides) for overrides, _ in rows)) if len(rows) > 1 else set()
+        columns = sorted({name for _, results in rows for name in results})
+        print_table(
+            ["run", *columns],
+            [
+                [" ".join(o for o in overrides if o not in common), *(_cell(results.get(c)) for c in columns)]
+                for overrides, results in rows
+            ],
+        )
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """A plain table on the console, first column left, numbers right."""
+    table = Table()
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,206 @@
+"""The one body of train, eval and predict: check, build, run, write down the results."""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
+from hap.config import check_config
+from hap.data.base import DataModule
+from hap.data.samplers import BatchPlan
+from hap.errors import HapError
+from hap.flops import training_flops
+from hap.models.checkpoint import load_weights
+from hap.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+Stage = Literal["train", "eval", "predict"]
+
+
+def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
+    """Train, evaluate or predict with a composed configuration.
+
+    Args:
+        cfg: from conf/train.yaml, conf/eval.yaml or conf/predict.yaml.
+        run_dir: where everything that the run leaves goes. Never an earlier run's, unless resume=auto.
+
+    Returns:
+        the last value of every logged metric; also written to `run_dir/results.json`.
+
+    Raises:
+        HapError: the configuration, the data or the checkpoint is wrong.
+    """
+    check_config(cfg)
+    _check_stage(stage, cfg)
+    ckpt_path = _checkpoint(stage, cfg, run_dir)
+    _open_run_dir(cfg, run_dir)
+    L.seed_everything(cfg.seed, verbose=False)
+
+    trainer = build_trainer(cfg, run_dir)
+    datamodule: DataModule = build(cfg.data, "data")
+    datamodule.report_dir = run_dir
+    task: Task = build(cfg.task, "task")
+    if cfg.weights is not None:
+        report = load_weights(task.model, cfg.weights, cfg.weights_source)
+        rank_zero_only(log.info)("%s", report)
+    if stage == "train":
+        plan_batches(cfg, trainer, datamodule, task)
+        if cfg.dry_run:
+            return {}
+
+    start = time.perf_counter()
+    if stage == "train":
+        trainer.fit(task, datamodule, ckpt_path=ckpt_path)
+    elif stage == "eval":
+        _load_whole(task, ckpt_path)
+        trainer.test(task, datamodule, verbose=False)
+    else:
+        _load_whole(task, ckpt_path)
+        trainer.predict(task, datamodule, return_predictions=False)
+    return _write_results(trainer, run_dir, time.perf_counter() - start)
+
+
+def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
+    """Instantiate a configuration node; a constructor that refuses its arguments is the user's to mend."""
+    try:
+        return instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, HapError):
+            raise cause from error
+        raise HapError(f"{where}: {cause}") from error
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
+    callbacks = [build(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node]
+    loggers = [build(n, f"logger.{k}", save_dir=str(run_dir)) for k, n in (cfg.logger or {}).items() if n]
+    trainer = build(
+        cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=str(run_dir)
+    )
+    trainer.strategy.checkpoint_io = CheckpointFiles()
+    return trainer
+
+
+def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, task: Task) -> None:
+    """Work out what each device does in a step, tell everyone who needs it, and print it."""
+    whole_step = BatchPlan.divide(cfg.total_batch_size, None, trainer.world_size)
+    plan = BatchPlan.divide(cfg.total_batch_size, cfg.micro_batch_size, trainer.world_size)
+    passes = plan.accumulate
+    if passes > 1 and getattr(task, "negatives", None) == "total_batch":
+        task.micro_batch_size, plan = plan.micro, whole_step
+    datamodule.batch_plan = task.batch_plan = plan
+    trainer.accumulate_grad_batches = plan.accumulate
+    records = datamodule.records("train")
+    epoch_plan = datamodule.plan(records, plan.total, datamodule.seed)
+    steps = len(epoch_plan(0))
+    task.steps_per_epoch = getattr(epoch_plan, "schedule_steps", steps)
+
+    flops = task.flops_per_image = training_flops(task, datamodule.dataset("train")[0, 0])
+    images = steps * plan.total * cfg.epochs
+    peak = task.recipe.peak_lr(plan.total)
+    rows = {
+        "experiment": cfg.name,
+        "data": f"{datamodule.root}, {len(records):,} training images",
+        "model": f"{sum(p.numel() for p in task.model.parameters()):,} parameters",
+        "batch": f"{plan.total} = {plan.total // (plan.world * passes)} images x {plan.world} device(s) x {passes} pass(es)",
+        "steps": f"{steps:,} per epoch x {cfg.epochs} epochs = {steps * cfg.epochs:,} ({images:,} images)",
+        "peak lr": f"{peak:.3g}",
+        "cost": f"{flops / 1e9:.1f} GFLOP per image, {flops * images / 1e15:,.3g} PFLOP in all",
+        "precision": str(trainer.precision),
+    }
+    rank_zero_only(log.info)("\n".join(f"{k:>10}  {v}" for k, v in rows.items()))
+
+
+def _check_stage(stage: Stage, cfg: DictConfig) -> None:
+    if cfg.resume not in (None, "auto"):
+        raise HapError(f"resume={cfg.resume}: the only value is resume=auto; a certain checkpoint is ckpt_path=FILE")
+    if stage != "train" and cfg.ckpt_path is None and cfg.weights is None:
+        raise HapError(
+            f"{stage} needs a model: ckpt_path=FILE for a checkpoint of this task, weights=FILE for an encoder"
+        )
+
+
+def _checkpoint(stage: Stage, cfg: DictConfig, run_dir: Path) -> Path | None:
+    """The file to resume from or to load. One that was asked for and is not there is an error."""
+    if cfg.ckpt_path is not None:
+        path = Path(cfg.ckpt_path).expanduser()
+        if not path.is_file():
+            raise HapError(f"checkpoint not found: {path} (ckpt_path=FILE)")
+        return path
+    if stage == "train" and cfg.resume == "auto":
+        path = newest_intact(run_dir / "checkpoints")
+        rank_zero_only(log.info)("resuming from %s", path) if path else log.info("nothing to resume in %s", run_dir)
+        return path
+    return None
+
+
+def _load_whole(task: Task, path: Path | None) -> None:
+    if path is None:
+        return
+    state = read_checkpoint(path)["state_dict"]
+    try:
+        task.load_state_dict(state)
+    except RuntimeError as error:
+        raise HapError(f"{path} does not fit this experiment and model:\n{error}") from error
+
+
+@rank_zero_only
+def _open_run_dir(cfg: DictConfig, run_dir: Path) -> None:
+    """Record what runs, where nothing has run before or where a run is resumed."""
+    config = run_dir / "config.yaml"
+    if config.exists():
+        if cfg.resume != "auto":
+            raise HapError(f"{run_dir} holds a run already: choose another run_dir, or go on with resume=auto")
+        config = run_dir / f"config_resumed_{time.strftime('%Y-%m-%d_%H-%M-%S')}.yaml"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, config, resolve=True)
+        (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    except OSError as error:
+        raise HapError(f"cannot write to the run folder {run_dir}: {error.strerror} (set run_dir=FOLDER)") from error
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, git revision and command line, for the record."""
+    packages = ["hap", "torch", "lightning", "timm", "albumentations", "numpy", "opencv-python-headless"]
+    return {
+        "command": sys.argv,
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "host": platform.platform(),
+    }
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with `-dirty` when files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@rank_zero_only
+def _write_results(trainer: L.Trainer, run_dir: Path, seconds: float) -> dict[str, float]:
+    results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    results |= {"steps": trainer.global_step, "seconds": round(seconds, 1)}
+    (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    log.info("results in %s", run_dir)
+    return results

@@ -1,0 +1,142 @@
+"""The part of training that is the same for every task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import nn
+from torchmetrics import Metric
+
+from hap.data.base import Record
+from hap.data.samplers import BatchPlan
+from hap.optim import Recipe
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Task(L.LightningModule):
+    """Steps, logging, optimiser and the life cycle of the metric.
+
+    A subclass says what is its own, and overrides no step:
+
+    - `forward(batch) -> outputs`
+    - `losses(outputs, batch) -> {"loss": total, part: ...}`, scalars
+    - `update_metrics(outputs, batch)`, when it has a metric
+    - `predictions(outputs, batch) -> {name: tensor}`, a row for each image, for `hap predict` to write
+    - `pictures(batch) -> {name: image}`
+
+    Args:
+        model: the network.
+        recipe: optimiser and schedule.
+        metric: computes {name: float} over a split; logged as `val/name` and `test/name`.
+        compile: fuse the model's kernels with torch.compile (minutes at the first step, then faster).
+        seed: of what is random in the model during training (drop path); each step derives its own.
+    """
+
+    no_decay: frozenset[str] = frozenset()  # parameters that are never decayed, besides one-dimensional ones
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, metric: Metric | None = None, compile: bool = False, seed: int = 0
+    ):
+        super().__init__()
+        self.model, self.recipe, self.metric, self.seed = model, recipe, metric, seed
+        self.batch_plan = BatchPlan(total=1, micro=1)  # set by the runner when the devices are known
+        self.steps_per_epoch = 1  # set by the runner
+        self.flops_per_image = float("nan")  # set by the runner: forward and backward
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        if compile:
+            self.model.compile()
+
+    def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def update_metrics(self, outputs: Any, batch: dict[str, torch.Tensor]) -> None:
+        """Nothing to do for a task without a metric."""
+
+    def predictions(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+    def write_predictions(self, rows: dict[str, torch.Tensor], records: Sequence[Record], folder: Path) -> None:
+        """Write what `predictions` gave for the records, row by row: one array each, and the file names."""
+        arrays = {name: value.float().numpy() for name, value in rows.items()}
+        np.savez(folder / "predictions.npz", names=np.array([r.name for r in records]), **arrays)
+
+    def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Pictures of a small batch by name, RGB (H, W, 3) uint8."""
+        return {}
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) uint8 RGB -> float, ImageNet mean and standard deviation. Images travel as bytes."""
+        return (images - self.mean) / self.std
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # The state of the generator is a function of the position, so a resumed run needs none of the past.
+        position = (self.seed * 1_000_003 + self.global_step) * 1_009 + batch_idx
+        torch.manual_seed(position * 65_537 + self.global_rank)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        losses = self.losses(self(batch), batch)
+        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, prog_bar=True)
+        return losses["loss"]
+
+    def _eval_step(self, batch: dict[str, torch.Tensor], stage: str) -> None:
+        outputs = self(batch)
+        losses = self.losses(outputs, batch)
+        size = len(batch["index"])
+        self.log_dict({f"{stage}/{k}": v for k, v in losses.items()}, sync_dist=True, batch_size=size)
+        self.update_metrics(outputs, batch)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self._eval_step(batch, "val")
+
+    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self._eval_step(batch, "test")
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> dict[str, torch.Tensor]:
+        return {"index": batch["index"], **self.predictions(self(batch), batch)}
+
+    def _start_metric(self) -> None:
+        if self.metric is not None:
+            self.metric.reset()
+
+    def _finish_metric(self, stage: str) -> None:
+        if self.metric is not None:
+            self.log_dict({f"{stage}/{k}": v for k, v in self.metric.compute().items()}, rank_zero_only=False)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_metric()
+
+    def on_test_epoch_start(self) -> None:
+        self._start_metric()
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_metric("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_metric("test")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, scheduler = self.recipe.build(
+            self.model, self.batch_plan.total, self.steps_per_epoch, self.no_decay
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["accumulate"] = self.batch_plan.accumulate
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts passes. On another number of devices, or with other micro-batches, a step has another
+        number of them: the position within the epoch is counted anew."""
+        before, now = checkpoint["accumulate"], self.batch_plan.accumulate
+        if before == now or "loops" not in checkpoint:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            unfinished = counts["ready"] - counts["completed"]  # 1: the checkpoint is written before the pass counts
+            for name in ("ready", "started", "processed"):
+                counts[name] = counts[name] // before * now
+            counts["completed"] = counts["ready"] - unfinished

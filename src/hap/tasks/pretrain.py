@@ -1,0 +1,98 @@
+"""HAP pre-training: reconstruct the masked patches of two views of one crop, and align the views."""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from hap.models.mim import MaskedAutoencoder, MIMOutput
+from hap.plots import draw_skeleton, hide_patches, mosaic
+from hap.tasks.base import Task
+
+
+class PretrainOutput(NamedTuple):
+    cls: torch.Tensor  # (V, N, D) class tokens of the V views, after the final norm
+    reconstruction: torch.Tensor  # scalar
+
+
+class Pretrain(Task):
+    """Masked image modelling with structure-invariant alignment (HAP, section 3).
+
+    Total loss = reconstruction + alignment_weight * alignment.
+
+    Args:
+        model: encoder and decoder; takes normalised images and scores (N, V, L).
+        reconstruction: loss on (predictions, true patches) of the removed patches.
+        alignment: loss on the class tokens of two views; None for plain MAE.
+        alignment_weight: 0.05 in the paper.
+        negatives: what the alignment loss compares with. "micro_batch": the images of one pass on all devices,
+            as the official code does under gradient accumulation. "total_batch": the images of the whole
+            optimiser step, whatever fits into memory: the step is run in one piece, but the activations of
+            each micro-batch are thrown away and computed again in the backward pass (one more forward pass, a
+            third more arithmetic; the gradient is that of the undivided batch).
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        reconstruction: torch.nn.Module,
+        alignment: torch.nn.Module | None = None,
+        alignment_weight: float = 0.05,
+        negatives: Literal["micro_batch", "total_batch"] = "total_batch",
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        self.reconstruction, self.alignment = reconstruction, alignment
+        self.alignment_weight, self.negatives = alignment_weight, negatives
+        self.model: MaskedAutoencoder
+        self.micro_batch_size: int | None = None  # set by the runner when a step does not fit at once
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> PretrainOutput:
+        size = self.micro_batch_size
+        if not torch.is_grad_enabled() or size is None or size >= len(batch["image"]):
+            return self._forward(batch["image"], batch["scores"])
+        parts = [
+            checkpoint(self._forward, images, scores, use_reentrant=False, preserve_rng_state=False)
+            for images, scores in zip(batch["image"].split(size), batch["scores"].split(size), strict=True)
+        ]
+        return PretrainOutput(
+            torch.cat([part.cls for part in parts], dim=1),
+            torch.stack([part.reconstruction for part in parts]).mean(),
+        )
+
+    def _forward(self, images: torch.Tensor, scores: torch.Tensor) -> PretrainOutput:
+        outputs = self.model(self.normalize(images), scores)
+        return PretrainOutput(outputs.cls, self.reconstruction(outputs.pred, outputs.target))
+
+    def losses(self, outputs: PretrainOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        losses = {"reconstruction": outputs.reconstruction}
+        loss = outputs.reconstruction
+        if self.alignment is not None:
+            losses["alignment"] = self.alignment(*outputs.cls)
+            loss = loss + self.alignment_weight * losses["alignment"]
+        return {"loss": loss, **losses}
+
+    def predictions(self, outputs: PretrainOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Features of the whole image, nothing masked: the class token (D) after the final norm."""
+        return {"feature": self.model.forward_features(self.normalize(batch["image"]))[:, 0]}
+
+    def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """One column per image: with its skeleton, then per view what the encoder sees and what the decoder makes
+        of it. A prediction in normalised pixels gets the true patch's mean and deviation back."""
+        images = self.normalize(batch["image"])
+        outputs: MIMOutput = self.model(images, batch["scores"])
+        removed = self.reconstruction.to_pixels(outputs.pred.float(), outputs.target.float())
+        painted = self.model.paste(images, removed, outputs.masking)  # (V, N, 3, H, W)
+        pixels = (painted * self.std + self.mean).clamp(0, 255).byte().movedim(2, -1).cpu().numpy()
+        originals = batch["image"].movedim(1, -1).cpu().numpy()  # (N, H, W, 3)
+        masks = outputs.masking.mask.unflatten(-1, self.model.grid).cpu().numpy()  # (V, N, rows, columns)
+        columns = []
+        for n, image in enumerate(originals):
+            column = [draw_skeleton(image, batch["keypoints"][n].cpu().numpy())]
+            for view, mask in enumerate(masks[:, n]):
+                column += [hide_patches(image, mask, self.model.patch_size), pixels[view, n]]
+            columns.append(column)
+        views = range(1, len(masks) + 1)
+        titles = ["original", *(f"{what} {view}" for view in views for what in ("masked", "rebuilt"))]
+        return {"masks_and_reconstructions": mosaic(columns, titles)}
