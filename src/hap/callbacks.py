@@ -137,7 +137,7 @@ class Checkpoints(L.Callback):
             raise HapError(f"weights are not finite after step {trainer.global_step}; no checkpoint of them is written")
         folder = Path(trainer.default_root_dir) / "checkpoints"
         path = folder / f"step-{trainer.global_step:09d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._saved_at = time.monotonic()
         if trainer.is_global_zero:
             link = folder / ".last.tmp"

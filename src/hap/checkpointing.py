@@ -1,5 +1,6 @@
 """Checkpoints that are either whole or not there, and the search for the newest one that can be trusted."""
 
+import contextlib
 import logging
 import os
 import zipfile
@@ -32,7 +33,8 @@ class CheckpointFiles(TorchCheckpointIO):
             os.fsync(folder)  # the new name itself
             os.close(folder)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise HapError(
                 f"cannot write the checkpoint {path}: {error}; earlier checkpoints in {path.parent} are untouched"
             ) from error

@@ -172,3 +172,10 @@ def check_config(cfg: DictConfig) -> None:
             errors.append(f"{path}: {str(error).splitlines()[0]}")
     if errors:
         raise HapError("the configuration has mistakes:\n" + "\n".join(f"  {e}" for e in errors))
+
+
+def require(cfg: DictConfig, **examples: str) -> None:
+    """Raise HapError that names the keys without a value, each with an example of what to type."""
+    missing = [example for key, example in examples.items() if OmegaConf.select(cfg, key) is None]
+    if missing:
+        raise HapError(f"missing: {', '.join(missing)}")

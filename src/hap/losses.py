@@ -85,17 +85,17 @@ def _gather_batch(x: Tensor) -> Tensor:
 
 
 class SoftTripletLoss(nn.Module):
-    """Batch-hard triplet loss with a soft margin (Hermans et al., 2017): mean of log(1 + exp(p - n)), where p and n
-    are an image's distances to the farthest image of its identity and the nearest of another.
+    """Batch-hard triplet loss with a soft margin (Hermans et al., 2017): mean of log(1 + exp(p - n)), with an
+    image's distances p to the farthest image of its identity and n to the nearest of another.
 
-    Euclidean distances of the features as they are, float32 by differences: neither TF32 nor the cancellation of
-    a matrix product touches them. Identities may have different numbers of images. p - n is unlimited: the
+    Euclidean distances of the features as they are, float32 by differences: neither TF32 nor the cancellation
+    of a matrix product touches them. Identities may have different numbers of images. p - n is unlimited: the
     official exp overflows above 88.
 
     Args:
-        global_batch: search among the images of all ranks. Every rank then computes the same loss, and DDP's mean
-            of the ranks' gradients is the gradient of one process with the whole batch. False: only among the
-            rank's own, a different (easier) loss.
+        global_batch: search among the images of all ranks. Every rank then computes the same loss, and DDP's
+            mean of the ranks' gradients is the gradient of one process with the whole batch. False: only
+            among the rank's own, a different (easier) loss.
     """
 
     def __init__(self, global_batch: bool = True):
@@ -115,8 +115,8 @@ class SoftTripletLoss(nn.Module):
             same = identity[:, None] == identity  # (N, N), N from here on of all ranks
             if same.all():
                 raise HapError(
-                    "a batch with one identity has no triplets: use hap.data.samplers.IdentityPlan, and at least two "
-                    "identities per micro-batch"
+                    "a batch with one identity has no triplets: use hap.data.samplers.IdentityPlan, and at "
+                    "least two identities per micro-batch"
                 )
             distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")  # (N, N)
             positive = distance.masked_fill(~same, -torch.inf).max(dim=1).values
@@ -125,8 +125,8 @@ class SoftTripletLoss(nn.Module):
 
 
 class _GatherRows(torch.autograd.Function):
-    """(N, ...) on each rank -> (N x ranks, ...), in rank order. As every rank goes on with the same rows to the same
-    loss, the sum of the ranks' gradients is a multiple of the own."""
+    """(N, ...) on each rank -> (N x ranks, ...), in rank order. As every rank goes on with the same rows to
+    the same loss, the sum of the ranks' gradients is a multiple of the own."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The body of `hap pack`: a data set of millions of small files becomes some large ones.
 
 Shard n holds the records [n * size, (n + 1) * size) of the source, whoever writes it. A shard is written under
-another name, renamed when complete and then noted in a file of its own, so a packing that was killed at any
-moment goes on where it was, and ends with the same bytes.
+another name, renamed when complete and then noted in notes/, so a packing that was killed at any moment goes on
+where it was and ends with the same bytes, and a shard that was lost or deleted is made again.
 """
 
 import io
@@ -24,17 +24,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hap.data.base import BadSample, decode_image, default_workers, seed_worker
-from hap.data.pretrain import LuPerson, open_luperson
+from hap.data.pretrain import IMAGES, POSES, LuPerson, open_luperson
 from hap.data.shards import FORMAT, MANIFEST, index_type, is_packed
 from hap.errors import HapError
 
 log = logging.getLogger(__name__)
 
-PLAN, SKIPPED = "plan.json", "skipped.tsv"
+PLAN, SKIPPED = "notes/plan.json", "skipped.tsv"
 JPEG_QUALITY = 95  # of shrunk images
 STEP = 128  # images between two reports of a worker
-BLOCK = 512  # of a tar archive
-ESCAPE = "surrogateescape"  # file names that are not UTF-8
+BLOCK = 512  # of a tar archive, in bytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def pack(
     cfs_ratio: float = 1.0,
     require_pose: bool = True,
 ) -> PackReport:
-    """Pack the images and poses of `root` into shards under `out`; call it again to go on after an interruption.
+    """Pack the images and poses of `root` into shards under `out`; call it again to go on, or to repair.
 
     Images that cannot be decoded and poses that cannot be used are left out and named in skipped.tsv.
 
@@ -75,6 +74,8 @@ def pack(
     start = time.perf_counter()
     if is_packed(root):
         raise HapError(f"{root} is packed already")
+    if height is not None and height < 1:
+        raise HapError(f"height={height}: give pixels, or null for the original images")
     records = open_luperson(root, cfs_ratio, require_pose)
     if not len(records):
         raise HapError(f"{root} has no image that can be packed")
@@ -92,14 +93,16 @@ def pack(
     numbers = range(-(-len(records) // plan["shard_size"]))
     try:
         _begin(out, plan)
-        if not is_packed(out):
-            _write_shards(records, out, plan, numbers, default_workers(None) + 1 if num_workers is None else num_workers)
-            _finish(records, out, plan, numbers)
+        if todo := [number for number in numbers if not _is_done(out, number)]:
+            if num_workers is None:
+                num_workers = default_workers(None) + 1  # no training loop needs the last core
+            _write_shards(records, out, plan, todo, num_workers)
+        manifest = _finish(records, out, plan, numbers)
     except OSError as error:
-        raise HapError(f"cannot write {out}: {error} (finished shards are kept; the same command goes on)") from None
-    manifest = json.loads((out / MANIFEST).read_text())
+        raise HapError(_cannot_write(out, error)) from None
     sizes = [entry["bytes"] for entry in manifest["shards"]]
-    return PackReport(manifest["images"], manifest["skipped"], len(sizes), sum(sizes), time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return PackReport(manifest["images"], manifest["skipped"], len(sizes), sum(sizes), seconds)
 
 
 def _mean_bytes(records: LuPerson) -> float:
@@ -114,29 +117,36 @@ def _mean_bytes(records: LuPerson) -> float:
 
 
 def _begin(out: Path, plan: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    if is_packed(out) or (out / PLAN).is_file():
-        begun = json.loads((out / (MANIFEST if is_packed(out) else PLAN)).read_text())
-        changed = [f"{key}: {begun.get(key)} -> {value}" for key, value in plan.items() if begun.get(key) != value]
+    if (out / PLAN).is_file():
+        begun = json.loads((out / PLAN).read_text())
+        changed = [
+            f"{key} was {begun.get(key)}, is {plan[key]}" for key in plan if begun.get(key) != plan[key]
+        ]
         if changed:
-            raise HapError(f"{out} holds another packing ({'; '.join(changed)}); choose another folder, or empty it")
-    elif any(out.iterdir()):
+            raise HapError(f"{out} holds another packing ({'; '.join(changed)}); choose another folder")
+    elif out.is_dir() and any(out.iterdir()):
         raise HapError(f"{out} is not empty and no packing was begun there; choose another folder")
     else:
+        (out / PLAN).parent.mkdir(parents=True)
         _write(out / PLAN, _json(plan))
 
 
-def _write_shards(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range, num_workers: int) -> None:
-    todo = [number for number in numbers if not _note(out, number).is_file()]
-    size = plan["shard_size"]
+def _is_done(out: Path, number: int) -> bool:
+    if not _note(out, number).is_file():
+        return False
+    empty = not json.loads(_note(out, number).read_text())["rows"]
+    return empty or all((out / f"{number:05d}{suffix}").is_file() for suffix in (".tar", ".npy"))
+
+
+def _write_shards(records: LuPerson, out: Path, plan: dict[str, Any], todo: list[int], workers: int) -> None:
+    size, workers = plan["shard_size"], min(workers, len(todo))
     images = sum(min(size, len(records) - number * size) for number in todo)
     packer = _Packer(records, out, todo, size, plan["height"])
-    num_workers = min(num_workers, len(todo))
     loader = DataLoader(
         packer,
         batch_size=None,
-        num_workers=num_workers,
-        prefetch_factor=16 if num_workers else None,
+        num_workers=workers,
+        prefetch_factor=16 if workers else None,
         worker_init_fn=seed_worker,
     )
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -160,7 +170,7 @@ class _Packer(IterableDataset):
             try:
                 yield from self._shard(number)
             except OSError as error:
-                yield f"cannot write {self.out}: {error} (finished shards are kept; the same command goes on)"
+                yield _cannot_write(self.out, error)
                 return
 
     def _shard(self, number: int) -> Iterator[int]:
@@ -214,7 +224,12 @@ class _Packer(IterableDataset):
         scale = np.float32([width / image.shape[1], self.height / image.shape[0], 1])
         small = cv2.resize(image, (width, self.height), interpolation=cv2.INTER_AREA)
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-        return cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)[1].tobytes(), points * scale
+        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)
+        return jpeg.tobytes(), points * scale
+
+
+def _cannot_write(out: Path, error: OSError) -> str:
+    return f"cannot write {out}: {error} (what is finished stays; the same command goes on)"
 
 
 class _Unusable(Exception):
@@ -235,9 +250,9 @@ class _Archive:
     def append(self, name: str, image: bytes, points: np.ndarray) -> tuple[int, int, int, int]:
         """Returns the offset, size, length and crc of `hap.data.shards.INDEX`."""
         npy = _npy(points.astype("<f4"))
-        self.write(_header(name, len(image)))
+        self.write(_header(f"{IMAGES}/{name}", len(image)))
         offset = self.size
-        sample = _padded(image) + _header(f"{name.rpartition('.')[0]}.npy", len(npy)) + npy
+        sample = _padded(image) + _header(f"{POSES}/{name.rpartition('.')[0]}.npy", len(npy)) + npy
         self.write(_padded(sample))
         return offset, len(image), len(sample), zlib.crc32(sample)
 
@@ -258,24 +273,26 @@ def _npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _finish(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range) -> None:
-    """Gather the notes of all shards into the manifest and the list of what was left out."""
+def _finish(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range) -> dict[str, Any]:
+    """Gather the notes of all shards into the manifest, which is returned, and the list of what was left out."""
     notes = [json.loads(_note(out, number).read_text()) for number in numbers]
     left_out = [(name, "no image") for name in records.absent]
     left_out += [(name, "no pose") for name in records.without_pose]
     left_out += [(name, reason) for note in notes for name, reason in note.pop("skipped")]
     if left_out:
-        _write(out / SKIPPED, "".join(f"{name}\t{reason}\n" for name, reason in left_out).encode(errors=ESCAPE))
+        lines = "".join(f"{name}\t{reason}\n" for name, reason in left_out)
+        _write(out / SKIPPED, os.fsencode(lines))
     shards = [note for note in notes if note["rows"]]
     images = sum(note["rows"] for note in shards)
     manifest = {"format": FORMAT, **plan, "images": images, "skipped": len(left_out), "shards": shards}
     _write(out / MANIFEST, _json(manifest))
-    for path in (out / PLAN, *(_note(out, number) for number in numbers), *out.glob("*.tmp")):
+    for path in out.rglob("*.tmp"):
         path.unlink(missing_ok=True)
+    return manifest
 
 
 def _note(out: Path, number: int) -> Path:
-    return out / f"{number:05d}.json"
+    return out / "notes" / f"{number:05d}.json"
 
 
 def _temporary(path: Path) -> Path:

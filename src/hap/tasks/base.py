@@ -127,6 +127,7 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["accumulate"] = self.batch_plan.accumulate
+        checkpoint["grid"] = "{}x{}".format(*self.model.grid)  # of the position embedding, for who loads it elsewhere
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts passes. On another number of devices, or with other micro-batches, a step has another

@@ -75,7 +75,7 @@ class Pretrain(Task):
 
     def predictions(self, outputs: PretrainOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Features of the whole image, nothing masked: the class token (D) after the final norm."""
-        return {"feature": self.model.forward_features(self.normalize(batch["image"]))[:, 0]}
+        return {"feature": self.model.features(self.normalize(batch["image"]))[:, 0]}
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """One column per image: with its skeleton, then per view what the encoder sees and what the decoder makes

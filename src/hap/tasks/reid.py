@@ -1,7 +1,6 @@
-"""Person re-identification: learn to tell the training people apart, find others by the distance of features."""
+"""Person re-identification: learn to tell the training people apart, find others by their features."""
 
 import logging
-from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from hap.errors import HapError
 from hap.metrics.retrieval import RetrievalMetric
-from hap.models.heads import ReidOutput
+from hap.models.heads import ReidLem, ReidOutput, ReidViT
 from hap.plots import mosaic
 from hap.tasks.base import Task
 
@@ -22,8 +21,8 @@ log = logging.getLogger(__name__)
 class Reid(Task):
     """Cross-entropy over the training people plus a triplet loss, each the mean over the model's branches.
 
-    Evaluation ranks the gallery by the cosine distance of the embeddings; it has no loss, as its people are none
-    of the training classes.
+    Evaluation ranks the gallery by the cosine distance of the embeddings; it has no loss, as its people are
+    none of the training classes.
 
     Args:
         model: returns `ReidOutput`.
@@ -44,12 +43,16 @@ class Reid(Task):
     ):
         super().__init__(*args, **kwargs)
         self.triplet, self.identity_weight, self.triplet_weight = triplet, identity_weight, triplet_weight
+        self.model: ReidViT | ReidLem
 
     def forward(self, batch: dict[str, torch.Tensor]) -> ReidOutput:
         images = self.normalize(batch["image"])
-        # The 8 bits of bfloat16 are too few to tell near neighbours apart; fp16 is what the official code ranks.
-        ranking = not self.training and images.is_cuda and torch.is_autocast_enabled("cuda")
-        with torch.autocast("cuda", torch.float16) if ranking else nullcontext():
+        device = images.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if self.training or not autocast:
+            return self.model(images)
+        # The 8 bits of bfloat16 are too few to tell near neighbours apart. The official code ranks in fp16.
+        with torch.autocast(device, torch.float16, cache_enabled=False):  # the cache does not mix types
             return self.model(images)
 
     def losses(self, outputs: ReidOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -70,13 +73,13 @@ class Reid(Task):
         return {"embedding": F.normalize(outputs.embedding.float())}
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """The queries of the last evaluation with the lowest average precision, a column each, with the gallery
-        images nearest to them below: the same person in a green frame, another in a red one."""
+        """The queries of the last evaluation with the lowest average precision, a column each, the nearest
+        gallery images below them: the same person in a green frame, another in a red one."""
         try:
             lists = self.metric.ranked_lists(num_queries=len(batch["index"]), k=8)
         except RuntimeError:  # nothing has been ranked yet
             return {}
-        dataset = self.trainer.datamodule.dataset("val")
+        dataset = self.trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
 
         def picture(index: int, frame: tuple[int, int, int]) -> np.ndarray:
             image = dataset[0, index]["image"].permute(1, 2, 0).numpy().copy()  # (H, W, 3)
@@ -85,7 +88,10 @@ class Reid(Task):
         columns = [
             [
                 picture(query, (60, 130, 255)),
-                *(picture(i, (40, 190, 70) if same else (225, 50, 50)) for i, same in zip(near, match, strict=True)),
+                *(
+                    picture(i, (40, 190, 70) if same else (225, 50, 50))
+                    for i, same in zip(near, match, strict=True)
+                ),
             ]
             for query, near, match in zip(
                 lists.query.tolist(), lists.gallery.tolist(), lists.match.tolist(), strict=True
@@ -96,7 +102,7 @@ class Reid(Task):
 
     def on_train_start(self) -> None:
         """The last chance to see that data, batch and classifier fit before an hour is spent."""
-        loader = self.trainer.train_dataloader
+        loader: Any = self.trainer.train_dataloader
         size = getattr(loader.batch_sampler.plan, "images_per_identity", 1)
         if self.batch_plan.micro % size:
             raise HapError(
@@ -106,6 +112,8 @@ class Reid(Task):
         people = 1 + max(record.identity for record in loader.dataset.records)
         classes = self.model.head.out_features
         if people > classes:
-            raise HapError(f"{people} people to train on, {classes} classes: set task.model.num_classes={people}")
+            raise HapError(
+                f"{people} people to train on, {classes} classes: set task.model.num_classes={people}"
+            )
         if people < classes:
             log.warning("task.model.num_classes=%d, but only %d people to train on", classes, people)

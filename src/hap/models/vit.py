@@ -1,0 +1,139 @@
+"""The plain vision transformer that every task shares, on timm's blocks and with timm's parameter names.
+
+Legend: N images, L = rows x cols patches (row-major), D embedding width.
+"""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from hap.config import CONF_DIR
+from hap.errors import HapError
+from hap.models.checkpoint import load_weights
+
+log = logging.getLogger(__name__)
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class ViT(VisionTransformer):
+    """Vision transformer for images of any size that the patches tile.
+
+    LayerNorm eps 1e-6, biases everywhere, class token, learned position embedding (1, 1 + L, D), no head.
+    Attention is PyTorch's fused kernel.
+
+    Args:
+        img_size: height and width in pixels.
+        drop_path: stochastic-depth rate of the last block; it grows linearly from 0 at the first.
+        grad_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        grad_checkpointing: bool = False,
+    ):
+        height, width = img_size
+        if height % patch_size or width % patch_size:
+            raise HapError(
+                f"image size {height}x{width} is not a multiple of patch size {patch_size}: "
+                "change img_size or patch_size"
+            )
+        if embed_dim % num_heads:
+            raise HapError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        super().__init__(
+            img_size=(height, width),
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path,
+            norm_layer=LayerNorm,
+            num_classes=0,
+            global_pool="",
+            weight_init="skip",
+        )
+        self.depth = depth
+        self.set_grad_checkpointing(grad_checkpointing)
+        _init_parameters(self)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.patch_embed.grid_size
+
+    def layer_id(self, name: str) -> int:
+        """Layer of a parameter for layer-wise lr decay: 0 for the embeddings, i + 1 for block i, depth + 1
+        for all that follows."""
+        if name in ("cls_token", "pos_embed") or name.startswith("patch_embed."):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.depth + 1
+
+    def features(self, images: Tensor) -> Tensor:
+        """
+        Args:
+            images: (N, 3, H, W) float, normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            (N, 1 + L, D): class token, then patches, after the final norm.
+        """
+        return self.forward_features(images)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """The same as `features`."""
+        return self.features(images)
+
+
+def _init_parameters(vit: ViT) -> None:
+    """As the official fine-tuning code: truncated normal of std 0.02 (timm draws the class token with 1e-6);
+    the patch convolution keeps PyTorch's default."""
+    nn.init.trunc_normal_(vit.cls_token, std=0.02)
+    nn.init.trunc_normal_(vit.pos_embed, std=0.02)
+    for module in vit.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+
+def create_encoder(
+    name: str,
+    img_size: tuple[int, int] = (256, 128),
+    weights: str | Path | None = None,
+    source: str = "auto",
+    drop_path: float = 0.0,
+) -> ViT:
+    """Builds an encoder by name, with pre-trained weights if a file is given.
+
+    Args:
+        name: `vit_tiny`, `vit_small`, `vit_base`, `vit_large` or `vit_huge`.
+        img_size: height and width in pixels.
+        weights, source: see `hap.models.checkpoint.load_weights`.
+        drop_path: stochastic-depth rate of the last block.
+
+    Example:
+        >>> encoder = create_encoder("vit_base", weights="mae_pretrain_vit_base.pth")
+        >>> tokens = encoder(images)  # (N, 3, 256, 128) -> (N, 1 + 128, 768)
+    """
+    sizes = {path.stem: path for path in sorted((CONF_DIR / "model").glob("vit_*.yaml"))}
+    if name not in sizes:
+        raise HapError(f"there is no encoder {name!r}: choose one of {', '.join(sizes)}")
+    encoder = ViT(img_size=img_size, drop_path=drop_path, **OmegaConf.load(sizes[name]))  # type: ignore[arg-type]
+    if weights is not None:
+        log.info("%s", load_weights(encoder, weights, source))
+    return encoder

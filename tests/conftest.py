@@ -1,0 +1,67 @@
+"""Drawn people and small configurations for all tests. Nothing here replaces a part of the program."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits do not depend on the number of cores
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from hap.config import CONF_DIR, register
+from hap.synthetic.datasets import ensure
+
+torch.set_num_threads(1)
+
+# A model of 64 x 32 pixels and 8 patches that trains a step in milliseconds.
+TINY = (
+    "img_size=[64,32]",
+    "model.embed_dim=32",
+    "model.depth=2",
+    "model.num_heads=4",
+    "trainer=cpu",
+    "trainer.log_every_n_steps=1",
+    "callbacks.progress=null",
+    "trainer.enable_progress_bar=false",
+    "data.num_workers=0",
+    "data.max_bad_fraction=0.1",
+)
+TINY_PRETRAIN = (
+    *TINY,
+    "task.model.decoder_embed_dim=32",
+    "task.model.decoder_depth=1",
+    "task.model.decoder_num_heads=4",
+    "task.recipe.warmup_epochs=1",
+    "data.reader.cfs_ratio=1.0",
+    "total_batch_size=8",
+    "micro_batch_size=null",
+    "epochs=2",
+)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory):
+    """drawn(dataset, num_images, **options): folder of a drawn data set, one for the whole session."""
+    base = tmp_path_factory.mktemp("drawn")
+
+    def draw(dataset: str, num_images: int, **options) -> Path:
+        name = "_".join([dataset, str(num_images), *(f"{k}{v}" for k, v in sorted(options.items()))])
+        return ensure(dataset, base / name, num_images=num_images, **options)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def luperson(drawn) -> Path:
+    """100 drawn people in LUPerson's layout."""
+    return drawn("luperson", 100)
+
+
+def config(program: str, *overrides: str) -> DictConfig:
+    """Compose a program's configuration as the command line does."""
+    register()
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return compose(program, overrides=list(overrides))
