@@ -1,6 +1,6 @@
 """Write constraints.txt: the versions installed here of everything that hap[dev] needs, and nothing else.
 
-    python scripts/freeze_constraints.py
+python scripts/freeze_constraints.py
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
@@ -23,7 +23,9 @@ def closure(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[st
         return
     seen.add((name, extras))
     for requirement in map(Requirement, requires):
-        if requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in extras | {""}):
+        if requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": e}) for e in extras | {""}
+        ):
             closure(canonicalize_name(requirement.name), frozenset(requirement.extras), seen)
 
 

@@ -19,7 +19,9 @@ from hap.runner import run
 
 # Forked from a server that has imported everything and computed nothing: a second instead of ten per process.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["conftest", "hap.runner", "hap.tasks.pretrain", "hap.callbacks", "hap.models.mim"])
+CONTEXT.set_forkserver_preload(
+    ["conftest", "hap.runner", "hap.tasks.pretrain", "hap.callbacks", "hap.models.mim"]
+)
 
 
 def overrides(data: Path, *more: str) -> list[str]:
@@ -121,7 +123,9 @@ def test_fifty_kills(luperson, tmp_path):
 
 
 def test_sigterm_saves_and_exits_cleanly(luperson, uninterrupted, tmp_path):
-    options = overrides(luperson, "callbacks.checkpoint.every_n_steps=null", "callbacks.checkpoint.every_n_epochs=null")
+    options = overrides(
+        luperson, "callbacks.checkpoint.every_n_steps=null", "callbacks.checkpoint.every_n_epochs=null"
+    )
     process = start(options, tmp_path / "run")
     while not list((tmp_path / "run").glob("logs/*/metrics.csv")):  # written at the first step
         time.sleep(0.01)
@@ -139,7 +143,9 @@ def command(*options: str) -> list[str]:
 
 def test_two_processes_stopped_and_continued_with_one(luperson, tmp_path):
     """The effective batch and the samples of each step stay, so one process ends where two would have."""
-    distributed = overrides(luperson, "trainer=ddp_cpu", "trainer.enable_progress_bar=false", "micro_batch_size=4")
+    distributed = overrides(
+        luperson, "trainer=ddp_cpu", "trainer.enable_progress_bar=false", "micro_batch_size=4"
+    )
     two = tmp_path / "two"
     subprocess.run(command(*distributed, f"run_dir={two}", "callbacks.checkpoint.keep=null"), check=True)
     halfway = two / "checkpoints/step-000000006.ckpt"  # in the middle of the first of two epochs
@@ -187,7 +193,11 @@ def test_checkpoint_that_is_not_there_is_an_error(luperson, tmp_path):
 def test_keeps_the_newest_and_a_link_to_the_last(luperson, tmp_path):
     train(overrides(luperson, "callbacks.checkpoint.keep=2"), tmp_path / "run")
     folder = tmp_path / "run/checkpoints"
-    assert sorted(p.name for p in folder.iterdir()) == ["last.ckpt", "step-000000020.ckpt", "step-000000022.ckpt"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "last.ckpt",
+        "step-000000020.ckpt",
+        "step-000000022.ckpt",
+    ]
     assert (folder / "last.ckpt").resolve() == folder / "step-000000022.ckpt"
 
 

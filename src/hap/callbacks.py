@@ -21,7 +21,6 @@ from torch.utils.data import default_collate
 from hap.checkpointing import step_of
 from hap.errors import HapError
 from hap.flops import device_peak
-from hap.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +44,24 @@ class Checkpoints(L.Callback):
         every_n_minutes: float | None = None,
         keep: int | None = 3,
     ):
-        self.every_n_steps, self.every_n_epochs, self.every_n_minutes = every_n_steps, every_n_epochs, every_n_minutes
+        self.every_n_steps, self.every_n_epochs, self.every_n_minutes = (
+            every_n_steps,
+            every_n_epochs,
+            every_n_minutes,
+        )
         self.keep = keep
         self._signal = 0
         self._pending: tuple[torch.Tensor, torch.cuda.Event | None, int, torch.Tensor] | None = None
         self._saved_at = time.monotonic()
         self._handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_start(self, trainer: Any, task: Any) -> None:
         # After Lightning has installed its own handlers: those communicate from inside the handler.
         for number in (signal.SIGTERM, signal.SIGUSR2):
             self._handlers[number] = signal.signal(number, self._on_signal)
         self._saved_at = time.monotonic()
 
-    def on_train_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_end(self, trainer: Any, task: Any) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -66,7 +69,12 @@ class Checkpoints(L.Callback):
         self._signal = number
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: dict[str, torch.Tensor], batch_idx: int
+        self,
+        trainer: Any,
+        task: Any,
+        outputs: Any,
+        batch: dict[str, torch.Tensor],
+        batch_idx: int,
     ) -> None:
         not_finite, stop, minutes_up = self._agree(trainer, outputs["loss"], batch["index"])
         if not_finite:
@@ -93,7 +101,7 @@ class Checkpoints(L.Callback):
             if stop == signal.SIGUSR2 and "SLURM_JOB_ID" in os.environ and trainer.is_global_zero:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 
-    def _agree(self, trainer: L.Trainer, loss: torch.Tensor, index: torch.Tensor) -> tuple[Any, int, bool]:
+    def _agree(self, trainer: Any, loss: torch.Tensor, index: torch.Tensor) -> tuple[Any, int, bool]:
         """Exchange this step's flags and return those of the step before (of this one on a CPU):
         ((step, indices) of a non-finite loss or None, number of the signal or 0, whether it is time to save)."""
         minutes = (time.monotonic() - self._saved_at) / 60
@@ -118,7 +126,7 @@ class Checkpoints(L.Callback):
         not_finite, stop, minutes_up = flags.tolist()
         return (step, index.tolist()) if not_finite else None, int(stop), bool(minutes_up)
 
-    def _report_not_finite(self, trainer: L.Trainer, where: tuple[int, list[int]]) -> None:
+    def _report_not_finite(self, trainer: Any, where: tuple[int, list[int]]) -> None:
         step, indices = where
         records = trainer.train_dataloader.dataset.records
         names = [records[i].name for i in indices]
@@ -131,10 +139,12 @@ class Checkpoints(L.Callback):
             "float32 (trainer.precision=32-true)"
         )
 
-    def _save(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def _save(self, trainer: Any, task: Any) -> None:
         norms = torch._foreach_norm([p.detach() for p in task.parameters()])
         if not torch.isfinite(torch.stack(norms).sum()):
-            raise HapError(f"weights are not finite after step {trainer.global_step}; no checkpoint of them is written")
+            raise HapError(
+                f"weights are not finite after step {trainer.global_step}; no checkpoint of them is written"
+            )
         folder = Path(trainer.default_root_dir) / "checkpoints"
         path = folder / f"step-{trainer.global_step:09d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
@@ -156,10 +166,10 @@ class Throughput(L.Callback):
         self._mark: tuple[float, int, float] | None = None
         self.images_per_second = float("nan")
 
-    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Any, task: Any) -> None:
         self._mark = None  # validation lies between epochs
 
-    def on_train_batch_end(self, trainer: L.Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         waited = trainer.train_dataloader.wait_seconds
         now, step = time.perf_counter(), trainer.global_step
         if self._mark is None:
@@ -186,11 +196,11 @@ class Progress(RichProgressBar):
         super().__init__(refresh_rate=refresh_rate, leave=False)
         self._start = (0.0, 0)
 
-    def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
+    def on_train_start(self, trainer: Any, task: Any) -> None:
         super().on_train_start(trainer, task)
         self._start = time.monotonic(), trainer.global_step
 
-    def time_left(self, trainer: L.Trainer) -> str:
+    def time_left(self, trainer: Any) -> str:
         start, first = self._start
         done = trainer.global_step - first
         total = trainer.num_training_batches * (trainer.max_epochs or 0) / trainer.accumulate_grad_batches
@@ -199,17 +209,23 @@ class Progress(RichProgressBar):
         seconds = int((time.monotonic() - start) / done * (total - trainer.global_step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
-    def get_metrics(self, trainer: L.Trainer, task: Any) -> dict[str, Any]:
+    def get_metrics(self, trainer: Any, task: Any) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, task)
         metrics.pop("v_num", None)
         return {**metrics, "left": self.time_left(trainer)}
 
-    def on_train_epoch_end(self, trainer: L.Trainer, task: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any, task: Any) -> None:
         super().on_train_epoch_end(trainer, task)
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
+        values = {
+            k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))
+        }
         text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         rank_zero_only(log.info)(
-            "epoch %d/%d: %s (%s left)", trainer.current_epoch + 1, trainer.max_epochs, text, self.time_left(trainer)
+            "epoch %d/%d: %s (%s left)",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            text,
+            self.time_left(trainer),
         )
 
 
@@ -221,15 +237,14 @@ class Pictures(L.Callback):
         self.num_samples = num_samples
 
     @rank_zero_only
-    def on_train_start(self, trainer: L.Trainer, task: Any) -> None:
+    def on_train_start(self, trainer: Any, task: Any) -> None:
         self.draw(trainer, task)
 
     @rank_zero_only
-    def on_validation_epoch_end(self, trainer: L.Trainer, task: Any) -> None:
-        if not trainer.sanity_checking:
-            self.draw(trainer, task)
+    def on_validation_end(self, trainer: Any, task: Any) -> None:
+        self.draw(trainer, task)
 
-    def draw(self, trainer: L.Trainer, task: Task) -> None:
+    def draw(self, trainer: Any, task: Any) -> None:
         dataset = trainer.datamodule.dataset("val")
         count = min(self.num_samples, len(dataset))
         batch = default_collate([dataset[0, i] for i in range(count)])
@@ -243,7 +258,7 @@ class Pictures(L.Callback):
             save_picture(trainer, name, picture)
 
 
-def save_picture(trainer: L.Trainer, name: str, picture: np.ndarray) -> None:
+def save_picture(trainer: Any, name: str, picture: np.ndarray) -> None:
     """Write an RGB picture (H, W, 3) uint8 to the run folder and hand it to the loggers."""
     path = Path(trainer.default_root_dir) / "pictures" / f"{name}_step{trainer.global_step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -262,11 +277,17 @@ class Predictions(L.Callback):
         self._batches: list[dict[str, torch.Tensor]] = []
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Any,
+        task: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._batches.append({name: value.cpu() for name, value in outputs.items()})
 
-    def on_predict_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+    def on_predict_epoch_end(self, trainer: Any, task: Any) -> None:
         batches = self._batches
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size

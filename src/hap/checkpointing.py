@@ -19,7 +19,9 @@ class CheckpointFiles(TorchCheckpointIO):
     """Writes to a temporary file, flushes it to the disk, then renames: a kill at any moment leaves the old
     checkpoints and no half of a new one. Reads with `weights_only=True`: nothing in a file is executed."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
@@ -39,7 +41,9 @@ class CheckpointFiles(TorchCheckpointIO):
                 f"cannot write the checkpoint {path}: {error}; earlier checkpoints in {path.parent} are untouched"
             ) from error
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict:
         return read_checkpoint(path)
 
 

@@ -36,7 +36,10 @@ def main() -> None:
         return
     print("usage: hap PROGRAM ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in PROGRAMS.items()))
     if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help"):
-        print(f"\nhap: there is no program {sys.argv[1]!r}{did_you_mean(sys.argv[1], PROGRAMS)}", file=sys.stderr)
+        print(
+            f"\nhap: there is no program {sys.argv[1]!r}{did_you_mean(sys.argv[1], PROGRAMS)}",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 
@@ -44,7 +47,9 @@ def run_with_hydra(config_name: str, body: Callable[[DictConfig, Path], object])
     """Compose `conf/<config_name>.yaml` with the command line and call `body(cfg, output folder)`."""
 
     def job(cfg: DictConfig) -> object:
-        with readable_errors():  # inside the job too: Hydra adds lines of its own to an exception that leaves it
+        with (
+            readable_errors()
+        ):  # inside the job too: Hydra adds lines of its own to an exception that leaves it
             return body(cfg, Path(HydraConfig.get().runtime.output_dir).absolute())
 
     register()
@@ -73,17 +78,23 @@ def describe(error: Exception) -> str:
     cause = error.__cause__
     if cause is not None and str(cause).splitlines()[0] not in parts[0]:
         parts.append(str(cause).strip())
-    message = "\n".join(line for part in parts for line in part.splitlines() if not _NOISE.match(line)).strip()
+    message = "\n".join(
+        line for part in parts for line in part.splitlines() if not _NOISE.match(line)
+    ).strip()
     if match := re.search(r"Could not find '([\w/]+)/(\w+)'", message):
         group, name = match.groups()
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         message = f"there is no {group}={name}{did_you_mean(name, options)}\navailable: {', '.join(options)}"
-    elif match := re.search(r"Could not override '([\w.]+)'|Key '(\w+)' is not in struct|Key '(\w+)' not in", message):
+    elif match := re.search(
+        r"Could not override '([\w.]+)'|Key '(\w+)' is not in struct|Key '(\w+)' not in", message
+    ):
         message += did_you_mean(next(filter(None, match.groups())), _known_keys())
     return message
 
 
-_NOISE = re.compile(r"\s*(full_key:|object_type=|reference_type=|Config search path|Set the environment|\t*provider=|$)")
+_NOISE = re.compile(
+    r"\s*(full_key:|object_type=|reference_type=|Config search path|Set the environment|\t*provider=|$)"
+)
 
 
 def _known_keys() -> list[str]:
@@ -91,9 +102,12 @@ def _known_keys() -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    experiment = [o for o in sys.argv[1:] if o.startswith("experiment=")] or ["experiment=pretrain_hap"]
+    experiment = [o for o in sys.argv[1:] if o.startswith("experiment=")]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        cfg = compose("train", experiment)
+        try:
+            cfg = compose("train", experiment)
+        except HydraException:  # the mistake is in the experiment itself
+            cfg = compose("train", ["experiment=pretrain_hap"])
     keys: list[str] = []
 
     def walk(node: object, path: str) -> None:

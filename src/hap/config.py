@@ -59,7 +59,10 @@ class Root:
     ckpt_path: str | None = None  # train: resume from it; eval, predict: load it whole
     resume: str | None = None  # "auto": go on from the newest intact checkpoint of run_dir
     compile: bool = False
-    dry_run: bool = False  # say what would run and what it costs, and stop
+    dry_run: bool = False  # train: say what would run and what it costs, and stop
+    input: str | None = None  # predict: a folder of images
+    query: str | None = None  # predict, for retrieval: a folder of images to look for ...
+    gallery: str | None = None  # ... and one to look in
     data: Any = MISSING
     task: Any = MISSING
     model: ViTConfig = field(default_factory=ViTConfig)
@@ -103,7 +106,7 @@ def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     yield path, node
     if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
         for key in node:
-            yield from _nodes(node._get_node(key), f"{path}.{key}" if path else str(key))
+            yield from _nodes(node._get_node(key), f"{path}.{key!s}" if path else str(key))
     elif isinstance(node, ListConfig) and not node._is_missing() and not node._is_none():
         for i in range(len(node)):
             yield from _nodes(node._get_node(i), f"{path}[{i}]")
@@ -118,13 +121,17 @@ def _bind_error(node: DictConfig) -> str | None:
         function = get_object(target)
     except Exception as error:
         return f"target {target!r} cannot be imported: {error}"
-    arguments = {k: None for k in node if k not in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")}
+    arguments = {
+        k: None for k in node if k not in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+    }
     parameters = signature_of(function)
     if parameters is None:
         return None
     unknown = [k for k in arguments if k not in parameters]
     if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return "; ".join(f"{target} has no argument {key!r}{did_you_mean(key, parameters)}" for key in unknown)
+        return "; ".join(
+            f"{target} has no argument {key!r}{did_you_mean(key, parameters)}" for key in unknown
+        )
     return None
 
 
@@ -139,13 +146,16 @@ def signature_of(function: Any) -> dict[str, inspect.Parameter] | None:
         except (ValueError, TypeError):
             return None  # a builtin
         parameters = {k: p for k, p in own.items() if k not in parameters} | parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+        passed_on = any(p.kind is p.VAR_KEYWORD for p in own.values())
+        if passed_on and not part.__module__.startswith("hap."):
+            return parameters  # to wherever
+        if not passed_on:
             return {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     return parameters
 
 
-def did_you_mean(word: str, options: Any) -> str:
-    close = difflib.get_close_matches(word, [str(o) for o in options], n=1)
+def did_you_mean(word: Any, options: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(o) for o in options], n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; it has: {', '.join(sorted(map(str, options)))}"
 
 
@@ -159,7 +169,7 @@ def check_config(cfg: DictConfig) -> None:
     """
     errors = []
     for path, node in _nodes(cfg):
-        if node is None or path == "":
+        if path == "" or node is None or node._is_none():
             continue
         try:
             if node._is_missing():

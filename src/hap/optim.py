@@ -1,15 +1,15 @@
 """AdamW with named parameter groups, and the learning rate as a function of the fractional epoch."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 
 def parameter_groups(
-    model: nn.Module,
+    model: Any,
     weight_decay: float,
     no_decay: frozenset[str] = frozenset(),
     layer_decay: float | None = None,
@@ -77,9 +77,15 @@ class Recipe:
         model: nn.Module,
         total_batch_size: int,
         steps_per_epoch: int,
+        schedule_steps: int | None = None,
         no_decay: frozenset[str] = frozenset(),
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """The optimiser and its per-step schedule."""
+        """The optimiser and its per-step schedule.
+
+        Step i of epoch e has the learning rate of the fractional epoch e + i / schedule_steps; the number of steps
+        by which a recipe counts may be a little larger than the real one (ReID). None: they are the same.
+        """
+        schedule_steps = schedule_steps or steps_per_epoch
         peak = self.peak_lr(total_batch_size)
         groups = parameter_groups(model, self.weight_decay, no_decay, self.layer_decay)
         for group in groups:
@@ -87,5 +93,8 @@ class Recipe:
             del group["names"]
         on_gpu = next(model.parameters()).is_cuda
         optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=on_gpu)
-        factor: Callable[[int], float] = lambda step: self.factor(step / steps_per_epoch)  # noqa: E731
+
+        def factor(step: int) -> float:
+            return self.factor(step // steps_per_epoch + step % steps_per_epoch / schedule_steps)
+
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

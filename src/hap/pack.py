@@ -20,7 +20,10 @@ def body(cfg: DictConfig, _: Path) -> None:
     out = Path(cfg.out).expanduser()
     if cfg.verify:
         if damaged := verify(out):
-            raise HapError(f"damaged shards in {out}; delete them and run the same hap pack again:\n" + "\n".join(damaged))
+            raise HapError(
+                f"damaged shards in {out}; delete them and run the same hap pack again:\n"
+                + "\n".join(damaged)
+            )
         log.info("every shard in %s is intact", out)
         return
     if cfg.data.root is None:
@@ -40,7 +43,8 @@ def body(cfg: DictConfig, _: Path) -> None:
 def main() -> None:
     # A flag and a folder, as one types them, are the same as verify=true out=FOLDER.
     sys.argv[1:] = [
-        "verify=true" if a == "--verify" else a if "=" in a or a.startswith("-") else f"out={a}" for a in sys.argv[1:]
+        "verify=true" if a == "--verify" else a if "=" in a or a.startswith("-") else f"out={a}"
+        for a in sys.argv[1:]
     ]
     run_with_hydra("pack", body)
 

@@ -1,8 +1,8 @@
 """The body of `hap pack`: a data set of millions of small files becomes some large ones.
 
-Shard n holds the records [n * size, (n + 1) * size) of the source, whoever writes it. A shard is written under
-another name, renamed when complete and then noted in notes/, so a packing that was killed at any moment goes on
-where it was and ends with the same bytes, and a shard that was lost or deleted is made again.
+Shard n holds the records [n * size, (n + 1) * size) of the source, whoever writes it. It is written under
+another name, renamed when complete and then noted in notes/, so a packing that was killed at any moment goes
+on where it was and ends with the same bytes, and a shard that was lost or deleted is made again.
 """
 
 import io
@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hap.data.base import BadSample, decode_image, default_workers, seed_worker
 from hap.data.pretrain import IMAGES, POSES, LuPerson, open_luperson
-from hap.data.shards import FORMAT, MANIFEST, index_type, is_packed
+from hap.data.shards import FORMAT, MANIFEST, PLAN, index_type, is_packed
 from hap.errors import HapError
 
 log = logging.getLogger(__name__)
 
-PLAN, SKIPPED = "notes/plan.json", "skipped.tsv"
+SKIPPED = "skipped.tsv"
 JPEG_QUALITY = 95  # of shrunk images
 STEP = 128  # images between two reports of a worker
 BLOCK = 512  # of a tar archive, in bytes
@@ -79,7 +79,7 @@ def pack(
     records = open_luperson(root, cfs_ratio, require_pose)
     if not len(records):
         raise HapError(f"{root} has no image that can be packed")
-    plan = {
+    plan: dict[str, Any] = {
         "source": str(root.resolve()),
         "listed": records.listed,
         "ranked": records.ranked,
@@ -87,7 +87,7 @@ def pack(
         "require_pose": require_pose,
         "height": height,
         "records": len(records),
-        "names_sha256": sha256(records.names.block).hexdigest(),
+        "names_sha256": sha256(records.names.block.tobytes()).hexdigest(),
         "shard_size": max(1, int(shard_mb * 1e6 / _mean_bytes(records))),
     }
     numbers = range(-(-len(records) // plan["shard_size"]))
@@ -221,7 +221,7 @@ class _Packer(IterableDataset):
         if self.height is None or image.shape[0] <= self.height:
             return encoded, points
         width = max(1, round(image.shape[1] * self.height / image.shape[0]))
-        scale = np.float32([width / image.shape[1], self.height / image.shape[0], 1])
+        scale = np.array([width / image.shape[1], self.height / image.shape[0], 1], np.float32)
         small = cv2.resize(image, (width, self.height), interpolation=cv2.INTER_AREA)
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)
@@ -274,7 +274,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _finish(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range) -> dict[str, Any]:
-    """Gather the notes of all shards into the manifest, which is returned, and the list of what was left out."""
+    """Gather all notes into the manifest, which is returned, and the list of what was left out."""
     notes = [json.loads(_note(out, number).read_text()) for number in numbers]
     left_out = [(name, "no image") for name in records.absent]
     left_out += [(name, "no pose") for name in records.without_pose]
@@ -296,7 +296,7 @@ def _note(out: Path, number: int) -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    """Named after the process: workers that outlive a killed program must not write into its successor's file."""
+    """Named after the process: a worker may outlive its program and must not touch the next one's file."""
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 

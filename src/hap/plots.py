@@ -13,7 +13,9 @@ COCO_SKELETON = (
 _LEFT, _RIGHT, _MIDDLE = (60, 130, 255), (255, 140, 40), (70, 220, 90)
 
 
-def draw_skeleton(image: np.ndarray, keypoints: np.ndarray, skeleton: Sequence[tuple[int, int]] = COCO_SKELETON) -> np.ndarray:
+def draw_skeleton(
+    image: np.ndarray, keypoints: np.ndarray, skeleton: Sequence[tuple[int, int]] = COCO_SKELETON
+) -> np.ndarray:
     """Bones between keypoints (K, 3), x and y in pixels, third column 0 for missing, over a copy of the image."""
     image = image.copy()
     thickness = max(1, image.shape[0] // 160)
@@ -49,7 +51,9 @@ def mosaic(columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], gap: 
     canvas = np.full(size, 255, np.uint8)
     for row, title in enumerate(titles):
         top = gap + row * (height + gap)
-        cv2.putText(canvas, title, (6, top + height // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (60,) * 3, 1, cv2.LINE_AA)
+        cv2.putText(
+            canvas, title, (6, top + height // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (60,) * 3, 1, cv2.LINE_AA
+        )
         for column, images in enumerate(columns):
             left = margin + column * (width + gap)
             canvas[top : top + height, left : left + width] = images[row]

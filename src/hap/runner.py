@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
 from hap.config import check_config
 from hap.data.base import DataModule
+from hap.data.images import read_images
 from hap.data.samplers import BatchPlan
 from hap.errors import HapError
 from hap.flops import training_flops
@@ -69,6 +70,10 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         _load_whole(task, ckpt_path)
         trainer.test(task, datamodule, verbose=False)
     else:
+        folders = {part: Path(cfg[part]).expanduser() for part in task.inputs if cfg[part] is not None}
+        if len(folders) < len(task.inputs):
+            raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
+        datamodule.splits = {"predict": read_images(folders)}
         _load_whole(task, ckpt_path)
         trainer.predict(task, datamodule, return_predictions=False)
     return _write_results(trainer, run_dir, time.perf_counter() - start)
@@ -101,22 +106,24 @@ def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, ta
     plan = BatchPlan.divide(cfg.total_batch_size, cfg.micro_batch_size, trainer.world_size)
     passes = plan.accumulate
     if passes > 1 and getattr(task, "negatives", None) == "total_batch":
-        task.micro_batch_size, plan = plan.micro, whole_step
+        task.micro_batch_size = plan.micro  # type: ignore[assignment]
+        plan = whole_step
     datamodule.batch_plan = task.batch_plan = plan
     trainer.accumulate_grad_batches = plan.accumulate
     records = datamodule.records("train")
     epoch_plan = datamodule.plan(records, plan.total, datamodule.seed)
-    steps = len(epoch_plan(0))
-    task.steps_per_epoch = getattr(epoch_plan, "schedule_steps", steps)
+    steps = task.steps_per_epoch = len(epoch_plan(0))
+    task.schedule_steps = getattr(epoch_plan, "schedule_steps", steps)
 
     flops = task.flops_per_image = training_flops(task, datamodule.dataset("train")[0, 0])
     images = steps * plan.total * cfg.epochs
     peak = task.recipe.peak_lr(plan.total)
+    per_pass = plan.total // (plan.world * passes)
     rows = {
         "experiment": cfg.name,
         "data": f"{datamodule.root}, {len(records):,} training images",
         "model": f"{sum(p.numel() for p in task.model.parameters()):,} parameters",
-        "batch": f"{plan.total} = {plan.total // (plan.world * passes)} images x {plan.world} device(s) x {passes} pass(es)",
+        "batch": f"{plan.total} = {per_pass} images x {plan.world} device(s) x {passes} pass(es)",
         "steps": f"{steps:,} per epoch x {cfg.epochs} epochs = {steps * cfg.epochs:,} ({images:,} images)",
         "peak lr": f"{peak:.3g}",
         "cost": f"{flops / 1e9:.1f} GFLOP per image, {flops * images / 1e15:,.3g} PFLOP in all",
@@ -127,7 +134,9 @@ def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, ta
 
 def _check_stage(stage: Stage, cfg: DictConfig) -> None:
     if cfg.resume not in (None, "auto"):
-        raise HapError(f"resume={cfg.resume}: the only value is resume=auto; a certain checkpoint is ckpt_path=FILE")
+        raise HapError(
+            f"resume={cfg.resume}: the only value is resume=auto; a certain checkpoint is ckpt_path=FILE"
+        )
     if stage != "train" and cfg.ckpt_path is None and cfg.weights is None:
         raise HapError(
             f"{stage} needs a model: ckpt_path=FILE for a checkpoint of this task, weights=FILE for an encoder"
@@ -142,9 +151,9 @@ def _checkpoint(stage: Stage, cfg: DictConfig, run_dir: Path) -> Path | None:
             raise HapError(f"checkpoint not found: {path} (ckpt_path=FILE)")
         return path
     if stage == "train" and cfg.resume == "auto":
-        path = newest_intact(run_dir / "checkpoints")
-        rank_zero_only(log.info)("resuming from %s", path) if path else log.info("nothing to resume in %s", run_dir)
-        return path
+        newest = newest_intact(run_dir / "checkpoints")
+        rank_zero_only(log.info)("resuming from %s", newest or f"nothing: no checkpoint in {run_dir} yet")
+        return newest
     return None
 
 
@@ -164,14 +173,18 @@ def _open_run_dir(cfg: DictConfig, run_dir: Path) -> None:
     config = run_dir / "config.yaml"
     if config.exists():
         if cfg.resume != "auto":
-            raise HapError(f"{run_dir} holds a run already: choose another run_dir, or go on with resume=auto")
+            raise HapError(
+                f"{run_dir} holds a run already: choose another run_dir, or go on with resume=auto"
+            )
         config = run_dir / f"config_resumed_{time.strftime('%Y-%m-%d_%H-%M-%S')}.yaml"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, config, resolve=True)
         (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
-        raise HapError(f"cannot write to the run folder {run_dir}: {error.strerror} (set run_dir=FOLDER)") from error
+        raise HapError(
+            f"cannot write to the run folder {run_dir}: {error.strerror} (set run_dir=FOLDER)"
+        ) from error
 
 
 def environment() -> dict[str, Any]:
@@ -197,10 +210,10 @@ def git_revision() -> str | None:
         return None
 
 
-@rank_zero_only
 def _write_results(trainer: L.Trainer, run_dir: Path, seconds: float) -> dict[str, float]:
     results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     results |= {"steps": trainer.global_step, "seconds": round(seconds, 1)}
-    (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    log.info("results in %s", run_dir)
+    if trainer.is_global_zero:
+        (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        log.info("results in %s", run_dir)
     return results

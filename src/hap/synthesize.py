@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from hap.cli import run_with_hydra
 from hap.config import require
@@ -21,7 +21,7 @@ def body(cfg: DictConfig, _: Path) -> None:
         num_images=cfg.num_images,
         seed=cfg.seed,
         num_workers=os.cpu_count() or 1 if cfg.num_workers is None else cfg.num_workers,
-        **OmegaConf.to_container(cfg.options),
+        **cfg.options,
     )
     log.info("%s: %d images in %s", cfg.dataset, cfg.num_images, out)
 

@@ -148,7 +148,11 @@ class Loader(DataLoader):
     would have, with any number of workers and ranks. Each new iteration after a started one is the next epoch.
     """
 
-    def __init__(self, dataset: Dataset, batches: TrainBatches | EvalBatches, report: BadSampleLog, **options: Any):
+    batch_sampler: TrainBatches | EvalBatches
+
+    def __init__(
+        self, dataset: Dataset, batches: TrainBatches | EvalBatches, report: BadSampleLog, **options: Any
+    ):
         super().__init__(dataset, batch_sampler=batches, **options)
         self.report = report
         self.wait_seconds = 0.0  # time that the training loop has waited for data, since the start
@@ -221,7 +225,9 @@ class DataModule(L.LightningDataModule):
         if not self.splits:
             if self.synthetic:
                 if self.draw is None:
-                    raise HapError("there are no drawn people for this data set: synthetic=true is not for it")
+                    raise HapError(
+                        "there are no drawn people for this data set: synthetic=true is not for it"
+                    )
                 self.root = self.draw()
             if not self.root.is_dir():
                 raise HapError(

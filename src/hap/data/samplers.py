@@ -126,12 +126,13 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
 class IdentityPlan:
     """P identities x K images in every step, for losses that compare images within a batch.
 
-    One pass shuffles the images of every identity, cuts them into chunks of K (an incomplete last chunk is left
-    out, other images each time; an identity with fewer than K images gives one chunk, drawn with replacement), and
-    deals: P different identities of those with chunks left, the next chunk of each, until fewer than P have any.
-    That is the sampler of the official code (as in TransReID). How many steps a pass makes is a matter of luck
-    (443 to 449 on MSMT17), but a Trainer needs to know it: an epoch here is always as long as the chunks would
-    allow, floor(chunks / P) (454 on MSMT17), and the steps a pass falls short come from a further pass.
+    One pass shuffles the images of every identity, cuts them into chunks of K (an incomplete last chunk is
+    left out, other images each time; an identity with fewer than K images gives one chunk, drawn with
+    replacement), and deals: P different identities of those with chunks left, the next chunk of each, until
+    fewer than P have any. That is the sampler of the official code (as in TransReID). How many steps a pass
+    makes is a matter of luck (443 to 449 on MSMT17), but a Trainer needs to know it: an epoch here is as long
+    as the chunks would allow, floor(chunks / P) (454 on MSMT17), and the steps that a pass falls short come
+    from a further pass.
 
     Args:
         records: the training images, with `identity` (int).
@@ -156,8 +157,8 @@ class IdentityPlan:
         self.identities = total // images_per_identity
         if total % images_per_identity or not 2 <= self.identities <= len(self.members):
             raise HapError(
-                f"total_batch_size={total} has to be P x {images_per_identity} images per identity, with at least 2 "
-                f"identities and not more than the {len(self.members)} of the training split; change either number"
+                f"total_batch_size={total} has to be P x {images_per_identity} images per identity, P from 2 "
+                f"to the {len(self.members)} identities of the training split; change one of the numbers"
             )
         self.chunks = np.array([max(1, len(own) // images_per_identity) for own in self.members])
         self.steps = int(self.chunks.sum()) // self.identities

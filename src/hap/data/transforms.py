@@ -109,15 +109,15 @@ def inside(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 -> (*size, 3) uint8 with Pillow's bicubic filter, antialiased when shrinking, as ReID code
-    bases do. OpenCV's (and so albumentations') is another: 1.5 to 8 grey levels apart on average."""
+    """(H, W, 3) uint8 -> (*size, 3) uint8 by Pillow's bicubic filter, antialiased when shrinking, as in other
+    ReID code. OpenCV's (and so albumentations') is another: 1.5 to 8 grey levels apart on average."""
     height, width = size
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def erase(levels: np.ndarray, rng: np.random.Generator) -> None:
-    """Random erasing (Zhong et al., AAAI 2020) in place: one rectangle of 2 % to a third of the image, aspect 0.3 to
-    1 / 0.3, filled with noise that is standard normal *after* the normalisation.
+    """Random erasing (Zhong et al., AAAI 2020) in place: one rectangle of 2 % to a third of the image, aspect
+    0.3 to 1 / 0.3, filled with noise that is standard normal *after* the normalisation.
 
     Args:
         levels: (H, W, 3) int16. The noise is written in the units of the pixels, mean and deviation those of
@@ -149,7 +149,7 @@ class ReidTrain:
     """
 
     def __init__(self, size: tuple[int, int], padding: int = 10, erase_prob: float = 0.5):
-        self.size, self.erase_prob = tuple(size), erase_prob
+        self.size, self.erase_prob = size, erase_prob
         self.augment = Seeded(A.HorizontalFlip(p=0.5), A.Pad(padding, fill=0), A.RandomCrop(*size))
 
     def __call__(
@@ -166,7 +166,7 @@ class ReidEval:
     """Resize and nothing else. Returns image (3, H, W) uint8; identity, camera (int), is_query (bool)."""
 
     def __init__(self, size: tuple[int, int]):
-        self.size = tuple(size)
+        self.size = size
 
     def __call__(
         self, image: np.ndarray, annotations: dict[str, Any], rng: np.random.Generator

@@ -12,9 +12,8 @@ from torchmetrics import Metric
 
 from hap.data.base import Record
 from hap.data.samplers import BatchPlan
+from hap.data.transforms import PIXEL_MEAN, PIXEL_STD
 from hap.optim import Recipe
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Task(L.LightningModule):
@@ -36,18 +35,27 @@ class Task(L.LightningModule):
         seed: of what is random in the model during training (drop path); each step derives its own.
     """
 
+    model: Any  # the subclass knows which; nn.Module's attributes are not typed
+    mean: torch.Tensor
+    std: torch.Tensor
+    inputs: tuple[str, ...] = ("input",)  # the folders of images that `hap predict` needs
     no_decay: frozenset[str] = frozenset()  # parameters that are never decayed, besides one-dimensional ones
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, metric: Metric | None = None, compile: bool = False, seed: int = 0
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        metric: Metric | None = None,
+        compile: bool = False,
+        seed: int = 0,
     ):
         super().__init__()
         self.model, self.recipe, self.metric, self.seed = model, recipe, metric, seed
         self.batch_plan = BatchPlan(total=1, micro=1)  # set by the runner when the devices are known
-        self.steps_per_epoch = 1  # set by the runner
+        self.steps_per_epoch = self.schedule_steps = 1  # set by the runner; see Recipe.build
         self.flops_per_image = float("nan")  # set by the runner: forward and backward
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         if compile:
             self.model.compile()
 
@@ -60,9 +68,11 @@ class Task(L.LightningModule):
     def predictions(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
-    def write_predictions(self, rows: dict[str, torch.Tensor], records: Sequence[Record], folder: Path) -> None:
+    def write_predictions(
+        self, rows: dict[str, torch.Tensor], records: Sequence[Record], folder: Path
+    ) -> None:
         """Write what `predictions` gave for the records, row by row: one array each, and the file names."""
-        arrays = {name: value.float().numpy() for name, value in rows.items()}
+        arrays: dict[str, Any] = {name: value.float().numpy() for name, value in rows.items()}
         np.savez(folder / "predictions.npz", names=np.array([r.name for r in records]), **arrays)
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -70,7 +80,7 @@ class Task(L.LightningModule):
         return {}
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) uint8 RGB -> float, ImageNet mean and standard deviation. Images travel as bytes."""
+        """(N, 3, H, W) pixel levels 0..255, RGB -> float32, ImageNet mean and standard deviation."""
         return (images - self.mean) / self.std
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -119,15 +129,17 @@ class Task(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._finish_metric("test")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer, scheduler = self.recipe.build(
-            self.model, self.batch_plan.total, self.steps_per_epoch, self.no_decay
+            self.model, self.batch_plan.total, self.steps_per_epoch, self.schedule_steps, self.no_decay
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["accumulate"] = self.batch_plan.accumulate
-        checkpoint["grid"] = "{}x{}".format(*self.model.grid)  # of the position embedding, for who loads it elsewhere
+        checkpoint["grid"] = "{}x{}".format(
+            *self.model.grid
+        )  # of the position embedding, for who loads it elsewhere
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts passes. On another number of devices, or with other micro-batches, a step has another
@@ -137,7 +149,9 @@ class Task(L.LightningModule):
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            unfinished = counts["ready"] - counts["completed"]  # 1: the checkpoint is written before the pass counts
+            unfinished = (
+                counts["ready"] - counts["completed"]
+            )  # 1: the checkpoint is written before the pass counts
             for name in ("ready", "started", "processed"):
                 counts[name] = counts[name] // before * now
             counts["completed"] = counts["ready"] - unfinished

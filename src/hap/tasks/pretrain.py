@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from hap.losses import ReconstructionLoss
 from hap.models.mim import MaskedAutoencoder, MIMOutput
 from hap.plots import draw_skeleton, hide_patches, mosaic
 from hap.tasks.base import Task
@@ -33,19 +34,21 @@ class Pretrain(Task):
             third more arithmetic; the gradient is that of the undivided batch).
     """
 
+    model: MaskedAutoencoder
+
     def __init__(
         self,
         *args: Any,
-        reconstruction: torch.nn.Module,
+        reconstruction: ReconstructionLoss,
         alignment: torch.nn.Module | None = None,
         alignment_weight: float = 0.05,
         negatives: Literal["micro_batch", "total_batch"] = "total_batch",
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.reconstruction, self.alignment = reconstruction, alignment
+        self.reconstruction: ReconstructionLoss = reconstruction
+        self.alignment = alignment
         self.alignment_weight, self.negatives = alignment_weight, negatives
-        self.model: MaskedAutoencoder
         self.micro_batch_size: int | None = None  # set by the runner when a step does not fit at once
 
     def forward(self, batch: dict[str, torch.Tensor]) -> PretrainOutput:

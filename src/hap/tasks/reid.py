@@ -101,7 +101,7 @@ class Reid(Task):
         return {"hardest_queries": mosaic(columns, ["query", *map(str, range(1, 9))])} if columns else {}
 
     def on_train_start(self) -> None:
-        """The last chance to see that data, batch and classifier fit before an hour is spent."""
+        """Check that the people, the batch and the classifier fit each other."""
         loader: Any = self.trainer.train_dataloader
         size = getattr(loader.batch_sampler.plan, "images_per_identity", 1)
         if self.batch_plan.micro % size:

@@ -1,0 +1,1 @@
+"""Measures of the tasks: pure functions, and thin torchmetrics classes around them."""

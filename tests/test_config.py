@@ -1,0 +1,161 @@
+"""Every shipped configuration fits its constructors, and every mistake is found and named."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import config
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from hap.cli import PROGRAMS, describe
+from hap.config import CONF_DIR, check_config
+from hap.errors import HapError
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("program", ["train", "eval", "predict"])
+def test_experiment_fits_its_constructors(program, experiment):
+    check_config(config(program, f"experiment={experiment}"))
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (group, path.stem)
+        for group in ("model", "trainer", "logger", "debug", "masking", "callbacks")
+        for path in sorted((CONF_DIR / group).glob("*.yaml"))
+    ],
+)
+def test_group_option_fits_its_constructors(group, option):
+    check_config(config("train", "experiment=pretrain_hap", f"{group}={option}"))
+
+
+def test_all_mistakes_are_shown_at_once():
+    cfg = config(
+        "train", "experiment=pretrain_hap", "+data.reader.cfs_ration=1", "+task.recipe.lrr=1", "epochs=???"
+    )
+    with pytest.raises(HapError) as error:
+        check_config(cfg)
+    message = str(error.value)
+    assert "read_luperson has no argument 'cfs_ration'; did you mean 'cfs_ratio'?" in message
+    assert "has no argument 'lrr'; did you mean 'lr'?" in message
+    assert "epochs: has no value" in message
+
+
+def test_only_known_packages_can_be_called():
+    cfg = OmegaConf.create({"x": {"_target_": "os.system", "command": "true"}})
+    with pytest.raises(HapError, match="not allowed"):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("experiment=pretrain_hop", "there is no experiment=pretrain_hop; did you mean 'pretrain_hap'?"),
+        ("epocs=3", "did you mean 'epochs'?"),
+        ("data.rot=3", "did you mean 'data.root'?"),
+        ("epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("trainer=gpuu", "there is no trainer=gpuu; did you mean 'gpu'?"),
+    ],
+)
+def test_misspelt_override_gets_a_suggestion(override, message, monkeypatch):
+    others = [] if override.startswith("experiment") else ["experiment=pretrain_hap"]
+    monkeypatch.setattr(sys, "argv", ["hap", *others, override])
+    with pytest.raises(Exception) as error:
+        config("train", *others, override)
+    assert message in describe(error.value)
+
+
+def test_misspelt_key_in_an_experiment_file(tmp_path):
+    """Hydra merges it silently; the root schema and the check do not."""
+    for body, message in (("epocs: 3", "epocs"), ("data:\n  rot: 3", "rot"), ("model:\n  dpeth: 3", "dpeth")):
+        folder = tmp_path / message / "experiment"
+        folder.mkdir(parents=True)
+        (folder / "mine.yaml").write_text(
+            f"# @package _global_\ndefaults: [pretrain_hap, _self_]\nname: mine\n{body}\n"
+        )
+        result = program("train", "--config-dir", str(folder.parent), "experiment=mine", cwd=tmp_path)
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def program(name: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"hap.{name}", *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+
+
+def test_missing_data_says_what_to_type(tmp_path):
+    result = program("train", "experiment=pretrain_hap", "trainer=cpu", cwd=tmp_path)
+    assert result.returncode == 2
+    message = result.stderr.strip().splitlines()
+    assert "data.root=" in message[-1]
+    assert "synthetic=true" in message[-1]
+    assert "Traceback" not in result.stderr
+    full = program("train", "experiment=pretrain_hap", "trainer=cpu", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert "Traceback" in full.stderr
+
+
+def test_an_unexpected_error_keeps_its_traceback():
+    with pytest.raises(ConfigCompositionException):  # what Hydra raises is what `describe` is given
+        config("train", "experiment=pretrain_hap", "nothing=1")
+
+
+def test_console_script_names_its_programs(tmp_path):
+    hap = [sys.executable, "-c", "from hap.cli import main; main()"]
+    result = subprocess.run([*hap, "trian"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "did you mean 'train'?" in result.stderr
+    assert all(name in result.stdout for name in PROGRAMS)
+
+
+@pytest.mark.slow
+def test_wheel_runs_from_an_empty_folder(tmp_path):
+    """Built, unpacked elsewhere, and run with neither the checkout nor an editable install on the path."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        wheel.extractall(site)
+    code = "import hap, runpy; print(hap.__file__); runpy.run_module('hap.train', run_name='__main__', alter_sys=True)"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "experiment=pretrain_hap", "--cfg", "job"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert str(site) in result.stdout
+    assert "total_batch_size: 4096" in result.stdout, result.stderr
+
+
+def test_imports_go_one_way():
+    """data, models, losses, metrics, optim and plots stand side by side; tasks use them; the runner builds."""
+    side_by_side = {"data", "models", "losses", "metrics", "optim", "plots"}
+    for path in sorted((ROOT / "src/hap").rglob("*.py")):
+        part = path.relative_to(ROOT / "src/hap").parts[0].removesuffix(".py")
+        text = path.read_text()
+        imported = set(re.findall(r"^\s*(?:from|import) hap\.(\w+)", text, re.M))
+        if part in side_by_side:
+            allowed = {"errors", part} | ({"config"} if part == "models" else set())
+            assert imported <= allowed, f"{path} imports {imported - allowed}"
+        if part != "tasks" and part not in ("runner", "callbacks"):
+            assert "tasks" not in imported, path
+        if part in side_by_side | {"tasks", "callbacks", "synthetic"}:
+            assert not re.search(r"\bcfg\b", text), f"{path}: configurations end at the runner"
+
+
+def test_files_stay_short():
+    for path in (ROOT / "src/hap").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 420, path
