@@ -196,6 +196,11 @@ def _disk_bytes() -> int:
     return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
 
 
+def disk_mb(folder: Path) -> float:
+    files = [os.path.join(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names]
+    return sum(os.stat(file).st_blocks * 512 for file in files) / 1e6
+
+
 def installed_mb(packages: list[str]) -> float:
     files = [file for package in packages for file in importlib.metadata.files(package) or []]
     return sum(os.path.getsize(path) for file in files if os.path.isfile(path := file.locate())) / 1e6
@@ -222,9 +227,8 @@ def main() -> None:
             with multiprocessing.get_context("fork").Pool(1) as pool:
                 rounds.append(pool.apply(measure, (name, out, count, args.reads, seed)))
         cold, delivered, warm = np.median(rounds, axis=0)
-        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
         weight = f"{len(packages)}, {installed_mb(packages):.0f}" if packages else "-"
-        table.add_row(name, f"{size:.0f}", f"{cold:,.0f}", f"{delivered:.0f}", f"{warm:,.0f}", weight)
+        table.add_row(name, f"{disk_mb(out):.0f}", f"{cold:,.0f}", f"{delivered:.0f}", f"{warm:,.0f}", weight)
     Console(width=120).print(table)
 
 

@@ -33,18 +33,27 @@ NUM_TRANSFORMS = 28
 
 
 @dataclass(frozen=True)
-class Outfit:
-    """A dressed person at rest: `vertices` [V, 3], `bare` (the body's without clothes), `template` [V, 3]
-    (the same points on the average body, where paint is looked up) and `normals` [V, 3] there, `weights` [V,
-    28], `faces` [F, 3], `part` uint8 [F], `joints` [24, 3]."""
+class Clothing:
+    """A mesh to wear (or the body in it): `template` [V, 3], its place on the average body, where paint is looked
+    up, and the `normals` [V, 3] there; `faces` [F, 3] and their `part` uint8 [F]; `weights` [V, 28]; `shapedirs`
+    [3 V, B]."""
 
-    vertices: np.ndarray
-    bare: np.ndarray
     template: np.ndarray
     normals: np.ndarray
-    weights: np.ndarray
     faces: np.ndarray
     part: np.ndarray
+    weights: np.ndarray
+    shapedirs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """A dressed person at rest: `vertices` [V, 3] of `mesh`, the body's first; `bare`: those of the body without
+    clothes; `joints` [24, 3]."""
+
+    mesh: Clothing
+    vertices: np.ndarray
+    bare: np.ndarray
     joints: np.ndarray
 
 
@@ -159,20 +168,8 @@ def _skirt(end: float, flare: float) -> Mesh:
 _NEAR = {HAIR: (HEAD,), HAT: (HEAD,), SKIRT: (TORSO, LEG), BACKPACK: (TORSO,), SHOULDER_BAG: (TORSO,)}
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """A thing ready to be put on: template mesh with normals, weights [V, 28] and shape directions [3 V,
-    B]."""
-
-    vertices: np.ndarray
-    normals: np.ndarray
-    faces: np.ndarray
-    weights: np.ndarray
-    shapedirs: np.ndarray
-
-
 @lru_cache(maxsize=128)
-def _piece(part: int, name: str | tuple[float, float]) -> _Piece:
+def _piece(part: int, name: str | tuple[float, float]) -> Clothing:
     """The thing `name` (for a skirt: its end and flare). What is worn on the body grows as the nearest point
     of the body does."""
     body = body_model()
@@ -185,32 +182,47 @@ def _piece(part: int, name: str | tuple[float, float]) -> _Piece:
     elif part == PHONE:  # grows as the hand
         nearest = np.linalg.norm(body.v_template - mesh.vertices.mean(0), axis=1).argmin()
         directions[:] = body.shapedirs[nearest]
-    normals = vertex_normals(mesh.vertices, mesh.faces)
-    return _Piece(mesh.vertices, normals, mesh.faces, mesh.weights, directions.reshape(-1, NUM_BETAS))
+    return _clothing(mesh.vertices, mesh.faces, np.full(len(mesh.faces), part), mesh.weights, directions)
 
 
-@lru_cache(maxsize=1)
-def _body_piece() -> _Piece:
-    body = body_model()
-    normals = vertex_normals(body.v_template, body.faces)
-    return _Piece(
-        body.v_template, normals, body.faces, _padded(body.weights), body.shapedirs.reshape(-1, NUM_BETAS)
+def _clothing(template, faces, part, weights, shapedirs) -> Clothing:
+    normals = vertex_normals(template, faces)
+    return Clothing(
+        template, normals, faces, part.astype(np.uint8), weights, shapedirs.reshape(-1, NUM_BETAS)
     )
 
 
-def _things(person: Person, seated: bool, holding: bool, phone: str | None) -> list[tuple[int, str | tuple]]:
+@lru_cache(maxsize=256)
+def _wardrobe(things: tuple[tuple[int, str | tuple[float, float]], ...]) -> Clothing:
+    """The body with things (part, name) on."""
+    body = body_model()
+    kind = body.kind[body.faces[:, 0]]
+    pieces = [_clothing(body.v_template, body.faces, kind, _padded(body.weights), body.shapedirs)]
+    pieces += [_piece(*thing) for thing in things]
+    offsets = np.cumsum([0, *(len(p.template) for p in pieces[:-1])])
+    return Clothing(
+        template=np.concatenate([p.template for p in pieces]),
+        normals=np.concatenate([p.normals for p in pieces]),
+        faces=np.concatenate([p.faces + o for p, o in zip(pieces, offsets, strict=True)]),
+        part=np.concatenate([p.part for p in pieces]),
+        weights=np.concatenate([p.weights for p in pieces]),
+        shapedirs=np.concatenate([p.shapedirs for p in pieces]),
+    )
+
+
+def _things(
+    person: Person, seated: bool, holding: bool, phone: str | None
+) -> tuple[tuple[int, str | tuple[float, float]], ...]:
     """What to draw besides the body: (part, name)."""
-    things: list[tuple[int, str | tuple]] = []
+    things: list[tuple[int, str | tuple[float, float]]] = []
     if person.hair not in ("bald", "short"):
         things.append((HAIR, person.hair))
     if person.hat:
         things.append((HAT, person.hat))
     if person.upper.kind == "coat":
-        things.append((SKIRT, (round(0.44 + person.upper.loose, 2), 0.05)))
-    elif person.has_skirt:
-        things.append(
-            (SKIRT, (round(min(person.lower.end, 0.66), 2), round(0.02 + 2 * person.lower.loose, 2)))
-        )
+        things.append((SKIRT, (0.45, 0.05)))
+    elif person.has_skirt:  # rounded, so that few are made
+        things.append((SKIRT, (round(person.lower.end, 1), round(0.02 + 2 * person.lower.loose, 2))))
     if person.backpack:
         things.append((BACKPACK, "backpack"))
     main, other = ("left", "right") if person.left_handed else ("right", "left")
@@ -224,31 +236,17 @@ def _things(person: Person, seated: bool, holding: bool, phone: str | None) -> l
         things.append((SEAT, "seat"))
     if phone:
         things.append((PHONE, f"phone {phone}"))
-    return things
+    return tuple(things)
 
 
 @lru_cache(maxsize=128)
 def dress(person: Person, seated: bool, holding: bool, phone: str | None) -> Outfit:
     """The mesh of a person in clothes, with what the pose needs."""
-    body = body_model()
-    things = _things(person, seated, holding, phone)
-    pieces = [_body_piece(), *(_piece(*thing) for thing in things)]
-    betas = np.array(person.betas, np.float32)
-    shaped = [p.vertices + (p.shapedirs @ betas).reshape(-1, 3) for p in pieces]
-    dressed = shaped[0] + _cloth(person)[:, None] * _radial()
-    offsets = np.cumsum([0, *(len(p.vertices) for p in pieces[:-1])])
-    parts = [body.kind[body.faces[:, 0]]]
-    parts += [np.full(len(p.faces), part) for p, (part, _) in zip(pieces[1:], things, strict=True)]
-    return Outfit(
-        vertices=np.concatenate([dressed, *shaped[1:]]),
-        bare=shaped[0],
-        template=np.concatenate([p.vertices for p in pieces]),
-        normals=np.concatenate([p.normals for p in pieces]),
-        weights=np.concatenate([p.weights for p in pieces]),
-        faces=np.concatenate([p.faces + o for p, o in zip(pieces, offsets, strict=True)]),
-        part=np.concatenate(parts).astype(np.uint8),
-        joints=body.J_regressor @ shaped[0],
-    )
+    mesh = _wardrobe(_things(person, seated, holding, phone))
+    vertices = mesh.template + (mesh.shapedirs @ np.array(person.betas, np.float32)).reshape(-1, 3)
+    bare = vertices[: len(body_model().v_template)].copy()
+    vertices[: len(bare)] += _cloth(person)[:, None] * _radial()
+    return Outfit(mesh, vertices, bare, body_model().J_regressor @ bare)
 
 
 @lru_cache(maxsize=1)

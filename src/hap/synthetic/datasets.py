@@ -131,8 +131,7 @@ def _runner(num_workers: int) -> Run:
 
 
 def _save(path: Path, image: np.ndarray, quality: int) -> None:
-    """RGB uint8 -> JPEG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """RGB uint8 -> JPEG. The folder is there."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     path.write_bytes(data.tobytes())
@@ -147,6 +146,9 @@ def luperson(out: Path, num_images: int, seed: int, run: Run, *, num_cameras: in
     [17, 3]: x, y, score in COCO's order) and `cfs_list.pkl`, the names under LUPerson-data, best first.
     Everyone is somebody else."""
     jobs = [(out, seed, number, number % num_cameras) for number in range(num_images)]
+    for place in range(min(num_cameras, num_images)):
+        for kind in ("LUPerson-data", "LUPerson-pose"):
+            (out / kind / f"{place:03d}").mkdir(parents=True)
     results = run(_luperson_image, jobs)
     names = [name for _, name in sorted(results, reverse=True)]
     with open(out / "cfs_list.pkl", "wb") as file:
@@ -163,9 +165,7 @@ def _luperson_image(job: tuple[Path, int, int, int]) -> tuple[float, str]:
     _save(out / "LUPerson-data" / f"{stem}.jpg", drawn.image, view.quality)
     record = np.empty((1, 1), object)
     record[0, 0] = {"keypoints": estimated_keypoints(drawn, rng)}
-    path = out / "LUPerson-pose" / f"{stem}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, record, allow_pickle=True)
+    np.save(out / "LUPerson-pose" / f"{stem}.npy", record, allow_pickle=True)
     return float((drawn.visibility == 2).mean() - 0.1 * view.blur), f"{stem}.jpg"
 
 
@@ -237,7 +237,11 @@ def _plan(
 _REID_ACTIVITIES = ("walking", "standing", "texting", "phoning", "arms raised")
 
 
-def _reid_image(job: tuple[Path, int, int, _Shot, tuple[int, int] | None]) -> None:
+# File, seed, number of the image, what it shows, size (width, height) or None.
+_ReidJob = tuple[Path, int, int, _Shot, tuple[int, int] | None]
+
+
+def _reid_image(job: _ReidJob) -> None:
     """Draws one image of a data set of identities. Half of the people have a double who wears the same."""
     path, seed, number, shot, size = job
     rng = np.random.default_rng([seed, 29, number])
@@ -250,6 +254,12 @@ def _reid_image(job: tuple[Path, int, int, _Shot, tuple[int, int] | None]) -> No
         top = int(rng.uniform(0.1, 0.5) * height)
         drawn = cv2.resize(drawn[top : top + height // 2], (width, height), interpolation=cv2.INTER_LINEAR)
     _save(path, drawn, view.quality)
+
+
+def _draw_reid(jobs: list[_ReidJob], run: Run) -> None:
+    for folder in {path.parent for path, *_ in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    run(_reid_image, jobs)
 
 
 def market1501(
@@ -267,14 +277,14 @@ def market1501(
         1 + np.random.default_rng([seed, 31]).permutation(1501)[:people]
     )  # training and test mixed, as there
     folders = {"train": "bounding_box_train", "query": "query"}
-    jobs = []
+    jobs: list[_ReidJob] = []
     for number, shot in enumerate(shots):
         person = {"junk": "-1", "distractor": "0000"}.get(shot.split) or f"{names[shot.who]:04d}"
         box = 0 if shot.split == "query" else 1 + number % 9
         name = f"{person}_c{shot.place + 1}s{1 + number % 3}_{number * 25:06d}_{box:02d}.jpg"
         folder = folders.get(shot.split, "bounding_box_test")
         jobs.append((out / folder / name, seed, number, shot, (64, 128)))
-    run(_reid_image, jobs)
+    _draw_reid(jobs, run)
 
 
 def msmt17(
@@ -284,7 +294,7 @@ def msmt17(
     under train or test, identity from 0); names `PPPP_III_CC_MMDDslot_FFFF_B.jpg`."""
     root = out / "MSMT17_V1"
     lists: dict[str, list[str]] = {"train": [], "val": [], "query": [], "gallery": []}
-    jobs = []
+    jobs: list[_ReidJob] = []
     for number, shot in enumerate(_plan(num_images, seed, num_cameras, images_per_identity, val=0.1)):
         rng = np.random.default_rng([seed, 37, number])
         day, slot = pick(rng, ("0113", "0114", "0302", "0303")), pick(rng, ("morning", "noon", "afternoon"))
@@ -295,7 +305,7 @@ def msmt17(
         half = "train" if shot.split in ("train", "val") else "test"
         lists[shot.split].append(f"{person}/{name} {shot.label}\n")
         jobs.append((root / half / person / name, seed, number, shot, None))
-    run(_reid_image, jobs)
+    _draw_reid(jobs, run)
     for split, lines in lists.items():
         (root / f"list_{split}.txt").write_text("".join(lines))
 
@@ -311,11 +321,11 @@ def msmt17_boxes(
         "query": "query",
         "gallery": "bounding_box_test",
     }
-    jobs = []
+    jobs: list[_ReidJob] = []
     for number, shot in enumerate(_plan(num_images, seed, num_cameras, images_per_identity, val=0.1)):
         name = f"{shot.label:04d}_c{shot.place + 1}_{shot.index:04d}.jpg"
         jobs.append((out / folders[shot.split] / name, seed, number, shot, None))
-    run(_reid_image, jobs)
+    _draw_reid(jobs, run)
 
 
 WRITERS: dict[str, Callable[..., None]] = {

@@ -48,10 +48,12 @@ def _folds() -> np.ndarray:
     return np.clip(relief / (2 * relief.std()), -1, 1)
 
 
+_RGB = {name: np.array(rgb, np.float32) for name, rgb in COLOURS.items()}
+
+
 def _shade(name: str, tint: float) -> np.ndarray:
-    """A colour within its name."""
-    warmth = np.array([5 * tint, 0, -5 * tint])
-    return ((1 + 0.14 * tint) * np.array(COLOURS[name]) + warmth).astype(np.float32)
+    """A colour [3] within its name, brighter or darker."""
+    return _RGB[name] * np.float32(1 + 0.14 * tint)
 
 
 def _pattern(garment: Garment, tint: float, across: np.ndarray, along: np.ndarray, out: np.ndarray) -> None:

@@ -77,9 +77,9 @@ def _place(person: Person, pose: Pose, yaw: float, ground: np.ndarray) -> _Figur
     slots[0, :, 3], slots[1, :, 3] = joints[22], joints[23]
     slots[2, :, 3] = (joints[22] + joints[23]) / 2
     slots[3, :, 3] = joints[0] - [0, 0.115 * scale, 0]
-    blended = blend(outfit.weights, np.concatenate([transforms, slots]))
+    blended = blend(outfit.mesh.weights, np.concatenate([transforms, slots]))
     drawn = ((blended[:, :3] * outfit.vertices.T).sum(1) + blended[:, 3]).T
-    normals = (blended[:, :3] * outfit.normals.T).sum(1)
+    normals = (blended[:, :3] * outfit.mesh.normals.T).sum(1)
     x, z = ground - joints[0, [0, 2]]
     translation = np.array([x, -body[:, 1].min(), z], np.float32)
     drawn = drawn + translation
@@ -144,18 +144,18 @@ class _Canvas:
 
     def figure(self, figure: _Figure, owner: int) -> None:
         """Draws a figure; `owner` marks its pixels."""
-        outfit = figure.outfit
+        mesh = figure.outfit.mesh
         xy, depth = self.view.project(figure.drawn)
-        pixels, face, second, third = rasterise(xy, depth, outfit.faces, self.nearness)
-        order = np.argsort(outfit.part.take(face), kind="stable")
+        pixels, face, second, third = rasterise(xy, depth, mesh.faces, self.nearness)
+        order = np.argsort(mesh.part.take(face), kind="stable")
         pixels, face, second, third = (v.take(order) for v in (pixels, face, second, third))
         facing = self.view.light.astype(np.float32) @ figure.normals
-        values = np.concatenate([outfit.template.T, facing[None], figure.normals[1:2]])  # [5, V]
-        corners = outfit.faces.take(face, 0).T  # [3, P]
+        values = np.concatenate([mesh.template.T, facing[None], figure.normals[1:2]])  # [5, V]
+        corners = mesh.faces.take(face, 0).T  # [3, P]
         mixed = values.take(corners[0], 1) * (1 - second - third)  # [5, P]
         mixed += values.take(corners[1], 1) * second
         mixed += values.take(corners[2], 1) * third
-        colour, relief = paint(figure.person, outfit.part.take(face), mixed[:3])
+        colour, relief = paint(figure.person, mesh.part.take(face), mixed[:3])
         colour *= self._light(mixed[3], mixed[4], relief, pixels)
         self.image.reshape(-1, 3)[pixels] = np.minimum(colour, 255).astype(np.uint8)
         self.owner.ravel()[pixels] = owner
@@ -217,7 +217,7 @@ def render(
     facing = rng.normal(pick(rng, (0, np.pi, np.pi / 2, -np.pi / 2), (0.35, 0.33, 0.16, 0.16)), 0.3)
     bearing = np.arctan2(-across, distance)  # the turn that faces the camera
     figure = _place(person, pose, facing + bearing, np.array([across, -distance]))
-    others = _bystanders(figure, rng) if rng.random() < 0.12 else []
+    others = _bystanders(figure, rng) if rng.random() < 0.1 else []
 
     outline = _box(camera.project(figure.drawn)[0])
     region, size = _crop(outline, size, camera.margin, rng)
