@@ -175,7 +175,7 @@ class Throughput(L.Callback):
         if self._mark is None:
             self._mark = now, step, waited
         start, first, waited_before = self._mark
-        if step - first < trainer.log_every_n_steps:
+        if step == first or (step - first < trainer.log_every_n_steps and not trainer.is_last_batch):
             return
         self._mark = now, step, waited
         seconds = now - start

@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,8 @@ def run_with_hydra(config_name: str, body: Callable[[DictConfig, Path], object])
             return body(cfg, Path(HydraConfig.get().runtime.output_dir).absolute())
 
     register()
+    for message in _KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     with readable_errors():
         hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
 
@@ -91,6 +94,9 @@ def describe(error: Exception) -> str:
         message += did_you_mean(next(filter(None, match.groups())), _known_keys())
     return message
 
+
+# Lightning's advice on what is meant as it is: its own use of torch, in-process loading, short epochs.
+_KNOWN_WARNINGS = (".*LeafSpec.*", ".*does not have many workers.*", "The number of training batches.*")
 
 _NOISE = re.compile(
     r"\s*(full_key:|object_type=|reference_type=|Config search path|Set the environment|\t*provider=|$)"

@@ -23,7 +23,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hap.data.base import BadSample, decode_image, default_workers, seed_worker
+from hap.data.base import BadSample, decode_image, default_workers, prepare_worker
 from hap.data.pretrain import IMAGES, POSES, LuPerson, open_luperson
 from hap.data.shards import FORMAT, MANIFEST, PLAN, index_type, is_packed
 from hap.errors import HapError
@@ -147,7 +147,7 @@ def _write_shards(records: LuPerson, out: Path, plan: dict[str, Any], todo: list
         batch_size=None,
         num_workers=workers,
         prefetch_factor=16 if workers else None,
-        worker_init_fn=seed_worker,
+        worker_init_fn=prepare_worker,
     )
     columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:

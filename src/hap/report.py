@@ -1,5 +1,6 @@
 """Results of several runs side by side."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.table import Table
 
 
 class SweepTable(Callback):
-    """At the end of a multirun: one row per job, its overrides and its results; also `sweep.csv`."""
+    """At the end of a multirun: one row per job, its overrides and its results; all of them in `sweep.csv`."""
 
     def __init__(self) -> None:
         self.jobs: list[tuple[list[str], Path]] = []
@@ -29,6 +30,14 @@ class SweepTable(Callback):
             return
         common = set.intersection(*(set(overrides) for overrides, _ in rows)) if len(rows) > 1 else set()
         columns = sorted({name for _, results in rows for name in results})
+        table = Path(config.hydra.sweep.dir) / "sweep.csv"
+        with table.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["folder", "overrides", *columns])
+            for (overrides, folder), (_, results) in zip(self.jobs, rows, strict=True):
+                writer.writerow([folder, " ".join(overrides), *(results.get(c, "") for c in columns)])
+        # On the console, the measured ones: a line has no room for all.
+        columns = [c for c in columns if c.startswith(("val/", "test/"))] or ["train/loss"]
         print_table(
             ["run", *columns],
             [
@@ -36,6 +45,7 @@ class SweepTable(Callback):
                 for overrides, results in rows
             ],
         )
+        print(f"all results: {table}")
 
 
 def _cell(value: float | None) -> str:

@@ -6,6 +6,7 @@ sample derives from (seed, epoch, index): not from worker, rank or batch.
 """
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -178,8 +179,24 @@ class Loader(DataLoader):
         self.batch_sampler.load_state_dict(state)
 
 
-def seed_worker(_: int) -> None:
+class PlainIterable:
+    """A loader that Lightning takes as it is: for prediction it would rebuild a DataLoader around its own sampler."""
+
+    def __init__(self, loader: Loader):
+        self.loader, self.dataset = loader, loader.dataset
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(self.loader)
+
+
+def prepare_worker(_: int) -> None:
+    """Run in each loader process before its first sample."""
     cv2.setNumThreads(0)  # OpenCV's own threads multiply under workers and slow each other down
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):  # sent to the whole job: training stops first
+        signal.signal(number, signal.SIG_IGN)
 
 
 class DataModule(L.LightningDataModule):
@@ -265,7 +282,7 @@ class DataModule(L.LightningDataModule):
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=train and workers > 0,
-            worker_init_fn=seed_worker,
+            worker_init_fn=prepare_worker,
         )
 
     def train_dataloader(self) -> Loader:
@@ -277,8 +294,8 @@ class DataModule(L.LightningDataModule):
     def test_dataloader(self) -> Loader:
         return self._loader("test" if "test" in self.splits else "val", train=False)
 
-    def predict_dataloader(self) -> Loader:
-        return self._loader("predict", train=False)
+    def predict_dataloader(self) -> "PlainIterable":
+        return PlainIterable(self._loader("predict", train=False))
 
 
 def default_workers(trainer: L.Trainer | None) -> int:
