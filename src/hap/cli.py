@@ -77,6 +77,8 @@ def readable_errors() -> Iterator[None]:
 
 def describe(error: Exception) -> str:
     """One message: what is wrong, and what to type instead."""
+    if isinstance(error, HapError):
+        return str(error)
     parts = [str(error).strip()]
     cause = error.__cause__
     if cause is not None and str(cause).splitlines()[0] not in parts[0]:

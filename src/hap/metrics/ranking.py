@@ -30,6 +30,8 @@ from hap.errors import HapError
 
 log = logging.getLogger(__name__)
 
+DISTANCES = ("cosine", "euclidean")
+
 
 @dataclass(frozen=True)
 class Distances:
@@ -205,8 +207,8 @@ def feature_distances(query: Tensor, gallery: Tensor, *, distance: str = "cosine
             f"query and gallery features must be (Q, D) and (G, D), got {tuple(query.shape)} and "
             f"{tuple(gallery.shape)}"
         )
-    if distance not in ("cosine", "euclidean"):
-        raise HapError(f"distance must be 'cosine' or 'euclidean', got {distance!r}")
+    if distance not in DISTANCES:
+        raise HapError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
     query, gallery = query.detach().float(), gallery.detach().float()
     if distance == "cosine":
         query, gallery = F.normalize(query), F.normalize(gallery)

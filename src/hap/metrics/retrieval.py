@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from hap.errors import HapError
-from hap.metrics.ranking import Ranking, evaluate_distances, evaluate_ranking, top_matches
+from hap.metrics.ranking import DISTANCES, Ranking, evaluate_distances, evaluate_ranking, top_matches
 from hap.metrics.rerank import k_reciprocal_rerank
 
 
@@ -22,7 +22,7 @@ class RankedLists:
         query: int64 (n,).
         ap: average precision of the queries, float64 (n,).
         gallery: int64 (n, k), -1 where fewer than k entries are left.
-        distance: cosine distance, float32 (n, k).
+        distance: of the metric, float32 (n, k).
         match: same identity as the query, bool (n, k).
     """
 
@@ -64,8 +64,13 @@ class RetrievalMetric(Metric):
     is_query: list[Tensor]
     sample: list[Tensor]
 
-    def __init__(self, *, rerank: bool = False, block_size: int = 512, **kwargs: Any) -> None:
+    def __init__(
+        self, *, distance: str = "cosine", rerank: bool = False, block_size: int = 512, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if distance not in DISTANCES:
+            raise HapError(f"distance={distance}: choose one of {', '.join(DISTANCES)}")
+        self.distance = distance
         self.rerank = rerank
         self.block_size = block_size
         for state in ("features", "ids", "cams", "is_query", "sample"):
@@ -99,11 +104,16 @@ class RetrievalMetric(Metric):
             )
         query, gallery = self._samples(query=True), self._samples(query=False)
         labels = (query.ids, gallery.ids, query.cams, gallery.cams)
-        ranking = evaluate_ranking(query.features, gallery.features, *labels, block_size=self.block_size)
+        ranking = evaluate_ranking(
+            query.features, gallery.features, *labels, distance=self.distance, block_size=self.block_size
+        )
         self._result = ranking, query, gallery
         values = _measures(ranking)
         if self.rerank:
-            distances = k_reciprocal_rerank(F.normalize(query.features), F.normalize(gallery.features))
+            features = query.features, gallery.features
+            if self.distance == "cosine":
+                features = F.normalize(query.features), F.normalize(gallery.features)
+            distances = k_reciprocal_rerank(*features)
             reranked = evaluate_distances(distances, *labels, block_size=self.block_size)
             values |= {f"rerank_{name}": value for name, value in _measures(reranked).items()}
         counts = (ranking.num_valid, ranking.num_skipped, len(gallery.ids))
@@ -115,18 +125,25 @@ class RetrievalMetric(Metric):
         """Results per query of the last `compute`, queries in the order of their index."""
         return self._computed_result()[0]
 
-    def ranked_lists(self, num_queries: int, k: int = 10) -> RankedLists:
-        """Lists of the queries with the lowest average precision, worst first, after `compute`. There is none
-        for a skipped query."""
+    def ranked_lists(self, num_queries: int, k: int = 10, *, best: bool = False) -> RankedLists:
+        """Lists of the queries with the lowest average precision, worst first, or with the highest, best first,
+        after `compute`. There is none for a skipped query."""
         ranking, query, gallery = self._computed_result()
-        worst = ranking.ap.argsort(stable=True)[: min(num_queries, ranking.num_valid)]  # NaN comes last
-        features, ids, cams, sample = (values[worst.to(values.device)] for values in query)
-        labels = (ids, gallery.ids, cams, gallery.cams)
-        index, distance = top_matches(features, gallery.features, *labels, k=k, block_size=self.block_size)
+        order = (-ranking.ap if best else ranking.ap).argsort(stable=True)  # NaN comes last
+        chosen = order[: min(num_queries, ranking.num_valid)]
+        features, ids, cams, sample = (values[chosen.to(values.device)] for values in query)
+        index, distance = top_matches(
+            features,
+            gallery.features,
+            *(ids, gallery.ids, cams, gallery.cams),
+            k=k,
+            distance=self.distance,
+            block_size=self.block_size,
+        )
         missing = index < 0
         return RankedLists(
             query=sample,
-            ap=ranking.ap[worst],
+            ap=ranking.ap[chosen],
             gallery=gallery.sample[index].masked_fill(missing, -1),
             distance=distance,
             match=(gallery.ids[index] == ids[:, None]) & ~missing,
