@@ -230,8 +230,8 @@ class Progress(RichProgressBar):
 
 
 class Pictures(L.Callback):
-    """Before training and after each validation, the task's pictures of the same few validation samples: PNG
-    files in `pictures/`, and W&B or TensorBoard where they log."""
+    """Before training and after each validation, the task's pictures of the same few validation samples; after a
+    test, its report. PNG files in `pictures/`, and W&B or TensorBoard where they log."""
 
     def __init__(self, num_samples: int = 8):
         self.num_samples = num_samples
@@ -243,6 +243,17 @@ class Pictures(L.Callback):
     @rank_zero_only
     def on_validation_end(self, trainer: Any, task: Any) -> None:
         self.draw(trainer, task)
+
+    @rank_zero_only
+    def on_train_end(self, trainer: Any, task: Any) -> None:
+        files = sorted((Path(trainer.default_root_dir) / "pictures").glob("*.png"))
+        if files:
+            log.info("%s", "\n".join(["pictures, from before training to its end:", *map(str, files)]))
+
+    @rank_zero_only
+    def on_test_end(self, trainer: Any, task: Any) -> None:
+        for name, picture in task.report(Path(trainer.default_root_dir)).items():
+            save_picture(trainer, name, picture)
 
     def draw(self, trainer: Any, task: Any) -> None:
         dataset = trainer.datamodule.dataset("val")
@@ -260,7 +271,8 @@ class Pictures(L.Callback):
 
 def save_picture(trainer: Any, name: str, picture: np.ndarray) -> None:
     """Write an RGB picture (H, W, 3) uint8 to the run folder and hand it to the loggers."""
-    path = Path(trainer.default_root_dir) / "pictures" / f"{name}_step{trainer.global_step:07d}.png"
+    file = f"{name}.png" if trainer.testing else f"{name}_step{trainer.global_step:07d}.png"
+    path = Path(trainer.default_root_dir) / "pictures" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     for logger in trainer.loggers:

@@ -56,6 +56,9 @@ class Root:
     synthetic: bool = False  # drawn people in place of the data set
     weights: str | None = None  # initialise the model from this file
     weights_source: str = "auto"  # hap, mae, timm, lightning
+    zero_shot: bool = (
+        False  # eval, predict: score an encoder from `weights` that was not trained for the task
+    )
     ckpt_path: str | None = None  # train: resume from it; eval, predict: load it whole
     resume: str | None = None  # "auto": go on from the newest intact checkpoint of run_dir
     compile: bool = False

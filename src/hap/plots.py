@@ -1,9 +1,12 @@
 """Arrays in, pictures out: RGB uint8 (H, W, 3). Callbacks and programs decide when and where."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 # COCO's 17 keypoints, left first. Left is drawn in blue, right in orange, the middle in green.
 COCO_SKELETON = (
@@ -58,3 +61,47 @@ def mosaic(columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], gap: 
             left = margin + column * (width + gap)
             canvas[top : top + height, left : left + width] = images[row]
     return canvas
+
+
+class Tile(NamedTuple):
+    """An image (H, W, 3) in a coloured frame, with lines of text below it."""
+
+    image: np.ndarray
+    frame: tuple[int, int, int]
+    text: tuple[str, ...]
+
+
+# Frames of ranked lists.
+QUERY, SAME, OTHER, UNKNOWN = (60, 130, 255), (40, 170, 70), (225, 50, 50), (150, 150, 150)
+
+
+def tile_rows(rows: Sequence[Sequence[Tile]], border: int = 5, gap: int = 6) -> np.ndarray:
+    """One strip of tiles per row on white; rows may differ in length. All images have one size; text is cut at
+    the tile's edge."""
+    height, width = rows[0][0].image.shape[:2]
+    line, lines = 13, max(len(tile.text) for row in rows for tile in row)
+    inner = height + 2 * border
+    cell = (inner + lines * line + gap, width + 2 * border + gap)
+    canvas = np.full((len(rows) * cell[0] + gap, max(map(len, rows)) * cell[1] + gap, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, (image, frame, text) in enumerate(row):
+            top, left = gap + r * cell[0], gap + c * cell[1]
+            part = canvas[top : top + cell[0] - gap, left : left + cell[1] - gap]
+            part[:inner] = frame
+            part[border : border + height, border : border + width] = image
+            for i, words in enumerate(text):
+                at = (1, inner + (i + 1) * line - 3)
+                cv2.putText(part, words, at, cv2.FONT_HERSHEY_SIMPLEX, 0.33, (40,) * 3, 1, cv2.LINE_AA)
+    return canvas
+
+
+def cmc_curve(cmc: np.ndarray, title: str) -> np.ndarray:
+    """Share of the queries (R,), in [0, 1], with a match within the first 1, 2, ..., R entries."""
+    figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=title, xlabel="rank", ylabel="queries with a match (%)")
+    axes.plot(np.arange(1, len(cmc) + 1), 100 * cmc)
+    axes.set(xlim=(1, max(2, len(cmc))), ylim=(0, 101))
+    axes.grid(alpha=0.3)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

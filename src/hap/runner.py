@@ -24,7 +24,7 @@ from hap.data.images import read_images
 from hap.data.samplers import BatchPlan
 from hap.errors import HapError
 from hap.flops import training_flops
-from hap.models.checkpoint import load_weights
+from hap.models.checkpoint import ENCODER, LoadReport, load_weights
 from hap.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -55,9 +55,13 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     datamodule: DataModule = build(cfg.data, "data")
     datamodule.report_dir = run_dir
     task: Task = build(cfg.task, "task")
+    if cfg.zero_shot and not task.zero_shot:
+        raise HapError("zero_shot=true is for re-identification; this task has no score without training")
     if cfg.weights is not None:
         report = load_weights(task.model, cfg.weights, cfg.weights_source)
         rank_zero_only(log.info)("%s", report)
+        if stage != "train" and ckpt_path is None:
+            _check_trained(task, report)
     if stage == "train":
         plan_batches(cfg, trainer, datamodule, task)
         if cfg.dry_run:
@@ -140,6 +144,26 @@ def _check_stage(stage: Stage, cfg: DictConfig) -> None:
     if stage != "train" and cfg.ckpt_path is None and cfg.weights is None:
         raise HapError(
             f"{stage} needs a model: ckpt_path=FILE for a checkpoint of this task, weights=FILE for an encoder"
+        )
+    if cfg.zero_shot and (stage == "train" or cfg.weights is None or cfg.ckpt_path is not None):
+        raise HapError(
+            "zero_shot=true scores an encoder as it is: hap eval ... weights=FILE, without ckpt_path"
+        )
+
+
+def _check_trained(task: Task, report: LoadReport) -> None:
+    """A pre-training file alone makes no model for another task, unless its encoder is all that is scored."""
+    untrained = [name for name in report.missing if not task.zero_shot or name.startswith(ENCODER)]
+    if untrained:
+        raise HapError(
+            f"weights of {report.origin} lack {len(untrained)} parameters of this model "
+            f"({', '.join(untrained[:4])}{', ...' if untrained[4:] else ''}): the file was not trained for this task. "
+            "Fine-tune it (hap train ... weights=FILE), or give ckpt_path=FILE of a model that was; "
+            "re-identification can score the encoder alone: zero_shot=true"
+        )
+    if task.zero_shot:
+        rank_zero_only(log.warning)(
+            "zero_shot: an encoder without fine-tuning; scores are far below a trained one's"
         )
 
 

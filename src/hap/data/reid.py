@@ -58,6 +58,9 @@ class Found(NamedTuple):
     camera: int
 
 
+_MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
+_MSMT17_NAME = re.compile(r"(\d+)_\d+_(\d+)_\d{4}(?:morning|noon|afternoon)_")
+
 Splits = dict[str, list[ReidRecord]]
 Counts = dict[str, tuple[int, int, int]]  # split -> images, people, cameras
 
@@ -116,6 +119,14 @@ def read_msmt17(root: Path, train_lists: Literal["train+val", "train"] = "train+
         "gallery": _msmt17_list(root, "gallery", test),
     }
     return _splits(root, found, f"MSMT17 {version}, {train_lists}", counts)
+
+
+def identity_in_name(name: str) -> tuple[int, int] | None:
+    """Person and camera (from 0) as a file is named in Market-1501 or MSMT17; None for junk and other names."""
+    match = _MARKET_NAME.match(name) or _MSMT17_NAME.match(name)
+    if not match or int(match[1]) == JUNK:
+        return None
+    return int(match[1]), int(match[2]) - 1
 
 
 def read_people(root: Path, table: str = "people.csv") -> Splits:
@@ -213,7 +224,7 @@ def _market_folder(root: Path, folder: str, no_query: Iterable[int]) -> list[Fou
     """Parse base names only: the official code searches the whole path, and `/data/exp_10_c2/` is a match."""
     found, unparsed = [], []
     for name in _visible(root / folder):
-        match = re.match(r"(-?\d+)_c(\d+)", name)
+        match = _MARKET_NAME.match(name)
         if not match or not name.lower().endswith(IMAGE_SUFFIXES):
             unparsed.append(f"{name}: not an image named PERSON_cCAMERA...")
             continue

@@ -30,8 +30,6 @@ from hap.errors import HapError
 
 log = logging.getLogger(__name__)
 
-DISTANCES = ("cosine", "euclidean")
-
 
 @dataclass(frozen=True)
 class Distances:
@@ -207,8 +205,7 @@ def feature_distances(query: Tensor, gallery: Tensor, *, distance: str = "cosine
             f"query and gallery features must be (Q, D) and (G, D), got {tuple(query.shape)} and "
             f"{tuple(gallery.shape)}"
         )
-    if distance not in DISTANCES:
-        raise HapError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+    check_distance(distance)
     query, gallery = query.detach().float(), gallery.detach().float()
     if distance == "cosine":
         query, gallery = F.normalize(query), F.normalize(gallery)
@@ -221,6 +218,11 @@ def feature_distances(query: Tensor, gallery: Tensor, *, distance: str = "cosine
         return product.mul_(-2).add_(square).add_(query[rows].square().sum(dim=1, keepdim=True))
 
     return Distances((len(query), len(gallery)), block)
+
+
+def check_distance(distance: str) -> None:
+    if distance not in ("cosine", "euclidean"):
+        raise HapError(f"distance must be 'cosine' or 'euclidean', got {distance!r}")
 
 
 def smallest(block: Tensor, k: int) -> Tensor:

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from hap.errors import HapError
-from hap.metrics.ranking import DISTANCES, Ranking, evaluate_distances, evaluate_ranking, top_matches
+from hap.metrics.ranking import Ranking, check_distance, evaluate_distances, evaluate_ranking, top_matches
 from hap.metrics.rerank import k_reciprocal_rerank
 
 
@@ -68,8 +68,7 @@ class RetrievalMetric(Metric):
         self, *, distance: str = "cosine", rerank: bool = False, block_size: int = 512, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if distance not in DISTANCES:
-            raise HapError(f"distance={distance}: choose one of {', '.join(DISTANCES)}")
+        check_distance(distance)
         self.distance = distance
         self.rerank = rerank
         self.block_size = block_size

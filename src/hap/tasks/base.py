@@ -26,6 +26,7 @@ class Task(L.LightningModule):
     - `update_metrics(outputs, batch)`, when it has a metric
     - `predictions(outputs, batch) -> {name: tensor}`, a row for each image, for `hap predict` to write
     - `pictures(batch) -> {name: image}`
+    - `report(folder) -> {name: image}`, what a test leaves besides the scores
 
     Args:
         model: the network.
@@ -39,6 +40,7 @@ class Task(L.LightningModule):
     mean: torch.Tensor
     std: torch.Tensor
     inputs: tuple[str, ...] = ("input",)  # the folders of images that `hap predict` needs
+    zero_shot = False  # whether to score an encoder that was not trained for the task
     no_decay: frozenset[str] = frozenset()  # parameters that are never decayed, besides one-dimensional ones
 
     def __init__(
@@ -77,6 +79,10 @@ class Task(L.LightningModule):
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Pictures of a small batch by name, RGB (H, W, 3) uint8."""
+        return {}
+
+    def report(self, folder: Path) -> dict[str, np.ndarray]:
+        """After a test: write tables to the run folder, return pictures by name, RGB (H, W, 3) uint8."""
         return {}
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:

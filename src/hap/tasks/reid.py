@@ -1,35 +1,48 @@
 """Person re-identification: learn to tell the training people apart, find others by their features."""
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import torch
+from pyarrow import csv, parquet
 from torch import nn
 from torch.nn import functional as F
 
+from hap.data.base import Dataset
+from hap.data.images import ImageRecord
+from hap.data.reid import identity_in_name
 from hap.errors import HapError
+from hap.metrics.ranking import top_matches
 from hap.metrics.retrieval import RetrievalMetric
 from hap.models.heads import ReidLem, ReidOutput, ReidViT
-from hap.plots import mosaic
+from hap.plots import OTHER, QUERY, SAME, UNKNOWN, Tile, cmc_curve, tile_rows
 from hap.tasks.base import Task
 
 log = logging.getLogger(__name__)
+
+NUM_STRIPS, STRIP_LENGTH = 8, 10  # queries in a picture, gallery images beside each
 
 
 class Reid(Task):
     """Cross-entropy over the training people plus a triplet loss, each the mean over the model's branches.
 
-    Evaluation ranks the gallery by the cosine distance of the embeddings; it has no loss, as its people are
+    Evaluation ranks the gallery by the metric's distance of the embeddings; it has no loss, as its people are
     none of the training classes.
 
     Args:
         model: returns `ReidOutput`.
         triplet: loss on (features, identities).
         identity_weight, triplet_weight: of the two parts in the total.
+        top_k: gallery images that `hap predict` lists for each query.
+        zero_shot: the embedding is the encoder's class token alone; for encoders that were not fine-tuned.
     """
 
+    inputs = ("query", "gallery")
     no_decay = frozenset({"cls_token", "pos_embed"})
     metric: RetrievalMetric
 
@@ -39,9 +52,12 @@ class Reid(Task):
         triplet: nn.Module,
         identity_weight: float = 0.5,
         triplet_weight: float = 0.5,
+        top_k: int = 50,
+        zero_shot: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.top_k, self.zero_shot = top_k, zero_shot
         self.triplet, self.identity_weight, self.triplet_weight = triplet, identity_weight, triplet_weight
         self.model: ReidViT | ReidLem
 
@@ -50,10 +66,15 @@ class Reid(Task):
         device = images.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         if self.training or not autocast:
-            return self.model(images)
+            return self._embed(images)
         # The 8 bits of bfloat16 are too few to tell near neighbours apart. The official code ranks in fp16.
         with torch.autocast(device, torch.float16, cache_enabled=False):  # the cache does not mix types
-            return self.model(images)
+            return self._embed(images)
+
+    def _embed(self, images: torch.Tensor) -> ReidOutput:
+        if self.zero_shot:
+            return ReidOutput([self.model.features(images)[:, 0]], [])
+        return self.model(images)
 
     def losses(self, outputs: ReidOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if not self.training:
@@ -69,36 +90,83 @@ class Reid(Task):
         self.metric.update(outputs.embedding, *who)
 
     def predictions(self, outputs: ReidOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The test feature of each image, of length 1: the dot product of two is the cosine."""
-        return {"embedding": F.normalize(outputs.embedding.float())}
+        """The test feature of each image; where the cosine ranks, of length 1: two's dot product is the cosine."""
+        feature = outputs.embedding.float()
+        return {"feature": F.normalize(feature) if self.metric.distance == "cosine" else feature}
+
+    def write_predictions(self, rows: dict[str, torch.Tensor], records: Sequence[Any], folder: Path) -> None:
+        """`features.npz` (names, features, is_query); `rankings.csv` and `.parquet` (query, rank, gallery,
+        distance, same_person: empty where a name does not tell); `ranked_gallery.png` of the first queries.
+
+        Images of the query's person by the query's camera are left out where the file names tell both, as in
+        the evaluation. The very same file always is.
+        """
+        features, who = rows["feature"], people_in_names(records)
+        is_query = torch.tensor([record.part == "query" for record in records])
+        query, gallery = is_query.nonzero().squeeze(1), (~is_query).nonzero().squeeze(1)
+        index, distance = top_matches(
+            *(features[query], features[gallery]),
+            *(who[query, 0], who[gallery, 0], who[query, 1], who[gallery, 1]),
+            k=self.top_k,
+            distance=self.metric.distance,
+        )
+        row, rank = (index >= 0).nonzero(as_tuple=True)
+        asked, found, distance = query[row], gallery[index[row, rank]], distance[row, rank]
+        known = (who[asked, 0] >= 0) & (who[found, 0] >= 0)
+        same = who[asked, 0] == who[found, 0]
+
+        names = np.array([record.name for record in records])
+        np.savez(folder / "features.npz", names=names, features=features.numpy(), is_query=is_query.numpy())
+        columns = {
+            "query": names[asked],
+            "rank": rank.numpy() + 1,
+            "gallery": names[found],
+            "distance": distance.numpy(),
+            "same_person": pa.array(same.numpy(), mask=~known.numpy()),
+        }
+        csv.write_csv(pa.table(columns), folder / "rankings.csv")
+        parquet.write_table(pa.table(columns), folder / "rankings.parquet")
+
+        dataset = Dataset(records, self.trainer.datamodule.dataset("predict").transform)  # type: ignore[attr-defined]
+        strips = []
+        for q in query[:NUM_STRIPS].tolist():
+            mine = (asked == q).nonzero().squeeze(1)[:STRIP_LENGTH]
+            frames = [frame(s, k) for s, k in zip(same[mine], known[mine], strict=True)]
+            strips.append(strip(dataset, q, "", found[mine].tolist(), distance[mine].tolist(), frames))
+        picture = cv2.cvtColor(tile_rows(strips), cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(folder / "ranked_gallery.png"), picture)
+
+    def _strips(self, split: str, best: bool = False) -> np.ndarray:
+        """The queries with the highest or the lowest average precision, and what they found."""
+        lists = self.metric.ranked_lists(NUM_STRIPS, STRIP_LENGTH, best=best)
+        dataset = self.trainer.datamodule.dataset(split)  # type: ignore[attr-defined]
+        strips = []
+        for i, query in enumerate(lists.query.tolist()):
+            count = int((lists.gallery[i] >= 0).sum())
+            gallery, distance = lists.gallery[i, :count].tolist(), lists.distance[i, :count].tolist()
+            frames = [frame(same) for same in lists.match[i, :count]]
+            strips.append(strip(dataset, query, f"AP {lists.ap[i]:.3f}", gallery, distance, frames))
+        return tile_rows(strips)
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """The queries of the last evaluation with the lowest average precision, a column each, the nearest
-        gallery images below them: the same person in a green frame, another in a red one."""
+        """The queries of the last evaluation with the lowest average precision."""
         try:
-            lists = self.metric.ranked_lists(num_queries=len(batch["index"]), k=8)
+            return {"worst_queries": self._strips("val")}
         except RuntimeError:  # nothing has been ranked yet
             return {}
-        dataset = self.trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
 
-        def picture(index: int, frame: tuple[int, int, int]) -> np.ndarray:
-            image = dataset[0, index]["image"].permute(1, 2, 0).numpy().copy()  # (H, W, 3)
-            return cv2.rectangle(image, (0, 0), (image.shape[1] - 1, image.shape[0] - 1), frame, thickness=6)
-
-        columns = [
-            [
-                picture(query, (60, 130, 255)),
-                *(
-                    picture(i, (40, 190, 70) if same else (225, 50, 50))
-                    for i, same in zip(near, match, strict=True)
-                ),
-            ]
-            for query, near, match in zip(
-                lists.query.tolist(), lists.gallery.tolist(), lists.match.tolist(), strict=True
-            )
-            if min(near) >= 0
-        ]
-        return {"hardest_queries": mosaic(columns, ["query", *map(str, range(1, 9))])} if columns else {}
+    def report(self, folder: Path) -> dict[str, np.ndarray]:
+        """`cmc.csv`, its curve, and the queries with the highest and the lowest average precision."""
+        ranking = self.metric.ranking()
+        cmc = ranking.cmc.numpy()
+        table = np.column_stack([np.arange(1, len(cmc) + 1), cmc])
+        np.savetxt(folder / "cmc.csv", table, ("%d", "%.6f"), delimiter=",", header="rank,share", comments="")
+        title = f"mAP {ranking.mAP:.1%}, rank 1 {cmc[0]:.1%}, {ranking.num_valid:,} queries"
+        return {
+            "cmc": cmc_curve(cmc, title),
+            "best_queries": self._strips("test", best=True),
+            "worst_queries": self._strips("test"),
+        }
 
     def on_train_start(self) -> None:
         """Check that the people, the batch and the classifier fit each other."""
@@ -117,3 +185,39 @@ class Reid(Task):
             )
         if people < classes:
             log.warning("task.model.num_classes=%d, but only %d people to train on", classes, people)
+
+
+def people_in_names(records: Sequence[ImageRecord]) -> torch.Tensor:
+    """Person and camera of each image by its file name, int64 (N, 2). Where the name does not tell: a negative
+    person of its own, the same for the very same file."""
+    unknown: dict[Path, int] = {}
+    rows = []
+    for record in records:
+        file = (record.folder / record.file).resolve()
+        rows.append(
+            identity_in_name(Path(record.file).name) or (-1 - unknown.setdefault(file, len(unknown)), 0)
+        )
+    return torch.tensor(rows)
+
+
+def frame(same: Any, known: Any = True) -> tuple[int, int, int]:
+    return UNKNOWN if not known else SAME if same else OTHER
+
+
+def strip(
+    dataset: Dataset,
+    query: int,
+    title: str,
+    gallery: Sequence[int],
+    distance: Sequence[float],
+    frames: Sequence[tuple[int, int, int]],
+) -> list[Tile]:
+    """A query and the gallery images it found, by their indices in the data set."""
+
+    def tile(index: int, colour: tuple[int, int, int], text: str) -> Tile:
+        image = dataset[0, index]["image"].permute(1, 2, 0).numpy()  # (H, W, 3)
+        return Tile(image, colour, (Path(dataset.records[index].name).stem, text))
+
+    found = zip(gallery, distance, frames, strict=True)
+    ranked = [tile(i, colour, f"{rank}: {d:.3f}") for rank, (i, d, colour) in enumerate(found, start=1)]
+    return [tile(query, QUERY, title), *ranked]
