@@ -103,6 +103,26 @@ def test_killed_run_ends_bit_identical(luperson, uninterrupted, tmp_path, worker
     assert_same_training(result, uninterrupted)
 
 
+def test_resumed_at_the_end_of_an_epoch_and_again(luperson, tmp_path):
+    """Each resume must leave a state that the next can start from."""
+    options = overrides(
+        luperson, "epochs=4", "callbacks.checkpoint.every_n_steps=1", "callbacks.checkpoint.keep=null"
+    )
+    whole = train(options, tmp_path / "whole")
+    folder = tmp_path / "run/checkpoints"
+    folder.mkdir(parents=True)
+    last = 11  # steps of an epoch
+    (folder / f"step-{last:09d}.ckpt").write_bytes(
+        (tmp_path / f"whole/checkpoints/step-{last:09d}.ckpt").read_bytes()
+    )
+    for stop in (15, 22, 33):
+        train(options, tmp_path / "run")
+        for path in folder.glob("step-*.ckpt"):
+            if int(path.stem[5:]) > stop:
+                path.unlink()
+    assert_same_training(train(options, tmp_path / "run"), whole)
+
+
 def test_killed_run_with_accumulation_ends_bit_identical(luperson, tmp_path):
     options = overrides(luperson, "micro_batch_size=2", "task.negatives=micro_batch")
     whole = train(options, tmp_path / "whole")
