@@ -35,7 +35,9 @@ def options(root: Path) -> list[str]:
 
 def test_run_folder_holds_the_record(trained):
     results = json.loads((trained / "results.json").read_text())
-    assert {"train/loss", "val/loss", "val/reconstruction", "val/alignment", "perf/images_per_s"} <= set(results)
+    assert {"train/loss", "val/loss", "val/reconstruction", "val/alignment", "perf/images_per_s"} <= set(
+        results
+    )
     assert "resolved" not in (trained / "config.yaml").read_text()
     assert "total_batch_size: 8" in (trained / "config.yaml").read_text()
     environment = json.loads((trained / "environment.json").read_text())
@@ -48,7 +50,9 @@ def test_run_folder_holds_the_record(trained):
 
 def test_loss_falls_and_pictures_get_better(trained):
     with (trained / "logs/version_0/metrics.csv").open() as file:
-        losses = [float(row["val/reconstruction"]) for row in csv.DictReader(file) if row["val/reconstruction"]]
+        losses = [
+            float(row["val/reconstruction"]) for row in csv.DictReader(file) if row["val/reconstruction"]
+        ]
     assert losses[-1] < 0.95 * losses[0]
     pictures = sorted((trained / "pictures").glob("*.png"))
     assert len(pictures) == 9  # before training, and after each epoch
@@ -75,7 +79,11 @@ def test_evaluation_agrees_with_the_last_validation(trained, luperson, tmp_path)
 def test_predict_writes_features_of_any_images(trained, luperson, tmp_path):
     checkpoint = trained / "checkpoints/last.ckpt"
     folder = tmp_path / "predict"
-    run("predict", config("predict", *options(luperson), f"ckpt_path={checkpoint}", f"input={luperson}"), folder)
+    run(
+        "predict",
+        config("predict", *options(luperson), f"ckpt_path={checkpoint}", f"input={luperson}"),
+        folder,
+    )
     with np.load(folder / "predictions.npz") as file:
         assert file["names"].shape == (100,)
         assert list(file["names"]) == sorted(file["names"])
@@ -106,7 +114,11 @@ def test_public_encoder_gives_the_features_of_the_module(trained):
 def test_weights_initialise_and_are_reported(trained, luperson, tmp_path, caplog):
     checkpoint = trained / "checkpoints/last.ckpt"
     with caplog.at_level("INFO"):
-        run("train", config("train", *options(luperson), "epochs=1", f"weights={checkpoint}"), tmp_path / "run")
+        run(
+            "train",
+            config("train", *options(luperson), "epochs=1", f"weights={checkpoint}"),
+            tmp_path / "run",
+        )
     assert "matched" in caplog.text
 
 

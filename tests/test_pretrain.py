@@ -24,7 +24,9 @@ def task_of(*overrides: str):
 
 @pytest.fixture(scope="module")
 def batch(luperson):
-    data = build(config("train", "experiment=pretrain_hap", *TINY_PRETRAIN, f"data.root={luperson}").data, "data")
+    data = build(
+        config("train", "experiment=pretrain_hap", *TINY_PRETRAIN, f"data.root={luperson}").data, "data"
+    )
     dataset: Dataset = data.dataset("train")
     return default_collate([dataset[0, i] for i in range(24)])
 
@@ -66,7 +68,12 @@ def test_total_is_reconstruction_plus_weighted_alignment(batch):
 
 
 def test_plain_mae_has_one_view_and_no_alignment(luperson):
-    overrides = ["experiment=pretrain_mae", *TINY_PRETRAIN[:-3], f"data.root={luperson}", "total_batch_size=8"]
+    overrides = [
+        "experiment=pretrain_mae",
+        *TINY_PRETRAIN[:-3],
+        f"data.root={luperson}",
+        "total_batch_size=8",
+    ]
     cfg = config("train", *overrides)
     dataset = build(cfg.data, "data").dataset("train")
     task = build(cfg.task, "task")

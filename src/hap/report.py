@@ -31,8 +31,8 @@ class SweepTable(Callback):
         common = set.intersection(*(set(overrides) for overrides, _ in rows)) if len(rows) > 1 else set()
         columns = sorted({name for _, results in rows for name in results})
         table = Path(config.hydra.sweep.dir) / "sweep.csv"
-        with table.open("w", newline="") as file:
-            writer = csv.writer(file)
+        with table.open("w", newline="") as output:
+            writer = csv.writer(output)
             writer.writerow(["folder", "overrides", *columns])
             for (overrides, folder), (_, results) in zip(self.jobs, rows, strict=True):
                 writer.writerow([folder, " ".join(overrides), *(results.get(c, "") for c in columns)])

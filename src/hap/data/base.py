@@ -195,7 +195,11 @@ class PlainIterable:
 def prepare_worker(_: int) -> None:
     """Run in each loader process before its first sample."""
     cv2.setNumThreads(0)  # OpenCV's own threads multiply under workers and slow each other down
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):  # sent to the whole job: training stops first
+    for number in (
+        signal.SIGTERM,
+        signal.SIGUSR2,
+        signal.SIGINT,
+    ):  # sent to the whole job: training stops first
         signal.signal(number, signal.SIG_IGN)
 
 

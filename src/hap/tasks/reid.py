@@ -1,5 +1,6 @@
 """Person re-identification: learn to tell the training people apart, find others by their features."""
 
+import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import torch
-from pyarrow import csv, parquet
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,8 +94,8 @@ class Reid(Task):
         return {"feature": F.normalize(feature) if self.metric.distance == "cosine" else feature}
 
     def write_predictions(self, rows: dict[str, torch.Tensor], records: Sequence[Any], folder: Path) -> None:
-        """`features.npz` (names, features, is_query); `rankings.csv` and `.parquet` (query, rank, gallery,
-        distance, same_person: empty where a name does not tell); `ranked_gallery.png` of the first queries.
+        """`features.npz` (names, features, is_query); `rankings.csv` (query, rank, gallery, distance,
+        same_person: empty where a name does not tell); `ranked_gallery.png` of the first queries.
 
         Images of the query's person by the query's camera are left out where the file names tell both, as in
         the evaluation. The very same file always is.
@@ -117,15 +116,12 @@ class Reid(Task):
 
         names = np.array([record.name for record in records])
         np.savez(folder / "features.npz", names=names, features=features.numpy(), is_query=is_query.numpy())
-        columns = {
-            "query": names[asked],
-            "rank": rank.numpy() + 1,
-            "gallery": names[found],
-            "distance": distance.numpy(),
-            "same_person": pa.array(same.numpy(), mask=~known.numpy()),
-        }
-        csv.write_csv(pa.table(columns), folder / "rankings.csv")
-        parquet.write_table(pa.table(columns), folder / "rankings.parquet")
+        verdict = np.where(known, np.where(same, "true", "false"), "")
+        with (folder / "rankings.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["query", "rank", "gallery", "distance", "same_person"])
+            places = (rank + 1).tolist()
+            writer.writerows(zip(names[asked], places, names[found], distance.tolist(), verdict, strict=True))
 
         dataset = Dataset(records, self.trainer.datamodule.dataset("predict").transform)  # type: ignore[attr-defined]
         strips = []
@@ -150,10 +146,7 @@ class Reid(Task):
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """The queries of the last evaluation with the lowest average precision."""
-        try:
-            return {"worst_queries": self._strips("val")}
-        except RuntimeError:  # nothing has been ranked yet
-            return {}
+        return {"worst_queries": self._strips("val")} if self.metric.update_called else {}
 
     def report(self, folder: Path) -> dict[str, np.ndarray]:
         """`cmc.csv`, its curve, and the queries with the highest and the lowest average precision."""

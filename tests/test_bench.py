@@ -1,0 +1,128 @@
+"""The benchmarks run end to end; what they count and write is right."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import config
+
+import hap.bench
+from hap.benchmarks import reading, steps
+from hap.benchmarks.timing import matmul_peak, median_seconds
+from hap.config import check_config
+from hap.runner import build
+
+TINY_BENCH = (
+    "img_size=[64,32]",
+    "model.embed_dim=32",
+    "model.depth=2",
+    "model.num_heads=4",
+    "task.model.decoder_embed_dim=32",
+    "task.model.decoder_depth=1",
+    "task.model.decoder_num_heads=4",
+    "trainer=cpu",
+    "synthetic=false",
+    "data.num_workers=0",
+    "benchmark.batch_sizes=[4]",
+    "benchmark.repeats=1",
+    "benchmark.reader_images=64",
+    "benchmark.train_seconds=0.2",
+)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("benchmark", ["pretrain", "reid_eval"])
+@pytest.mark.parametrize("experiment", ["pretrain_hap", "pretrain_mae", "demo"])
+def test_benchmark_fits_its_constructors(benchmark, experiment):
+    check_config(config("bench", f"benchmark={benchmark}", f"experiment={experiment}"))
+
+
+def test_pretrain_from_the_configuration_to_the_files(luperson, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps.StepBench, "too_slow", lambda self, variant: variant.compiled)  # minutes here
+    files = (f"data.root={luperson}", f"out={tmp_path}", f"benchmark.shards={tmp_path / 'shards'}")
+    hap.bench.body(config("bench", "benchmark=pretrain", *TINY_BENCH, *files), tmp_path)
+
+    (path,) = tmp_path.glob("pretrain_*.json")
+    record = json.loads(path.read_text())
+    assert {"benchmark", "environment", "config", "results"} == set(record)
+    assert record["config"]["task"]["model"]["embed_dim"] == 32
+    results = record["results"]
+    step = results["step"][0]
+    assert step["images_per_s"] == pytest.approx(4000 / step["ms"])
+    assert step["tflops"] == pytest.approx(results["gflop_per_image"] * step["images_per_s"] / 1000)
+    options = {row["option"]: row["images_per_s"] for row in results["step_changed"]}
+    assert {"torch.compile", "bf16 autocast", "gradient checkpointing", "2 passes, all negatives"} <= set(
+        options
+    )
+    assert all(value > 0 for option, value in options.items() if option != "torch.compile")
+    assert {(row["source"], row["workers"]) for row in results["reader"]} >= {("folders", 0), ("shards", 1)}
+    assert {row["source"] for row in results["random_reads"]} == {"folders", "shards"}
+    assert 0 <= results["training_with_the_reader"][0]["data_wait"] <= 1
+    assert all(row["value"] > 0 for row in results["ratios"])
+
+    table = path.with_suffix(".md").read_text()
+    assert "## step changed" in table
+    assert f"| {step['batch']} | {step['precision']} |" in table
+
+
+def test_all_negatives_in_pieces_and_accumulation_see_the_same_images(luperson):
+    """Two passes of 2 images in either way, and as many optimiser steps."""
+    cfg = config("bench", "benchmark=pretrain", *TINY_BENCH, f"data.root={luperson}")
+    bench = steps.StepBench(build(cfg.task, "task"), CPU, {}, repeats=1, max_step_seconds=1)
+    sizes: list[int] = []
+    bench.task.reconstruction.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[1]))
+    for all_negatives in (False, True):
+        sizes.clear()
+        step = bench.step(steps.Variant(4, "32-true", passes=2, all_negatives=all_negatives))
+        step()
+        assert sizes[:2] == [2, 2]
+
+
+def test_reid_eval_writes_its_record(tmp_path):
+    small = ("num_query=20", "num_gallery=200", "dim=8", "num_ids=10", "numpy_queries=null")
+    hap.bench.body(
+        config("bench", "benchmark=reid_eval", f"out={tmp_path}", *(f"benchmark.{o}" for o in small)),
+        tmp_path,
+    )
+    results = json.loads((tmp_path / "reid_eval_cpu.json").read_text())["results"]
+    assert results["mAP"] == pytest.approx(results["numpy_mAP"], abs=1e-6)
+
+
+def test_unknown_benchmark_gets_a_suggestion(tmp_path):
+    command = [sys.executable, "-m", "hap.bench", "pretrian"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "there is no benchmark=pretrian; did you mean 'pretrain'?" in result.stderr
+
+
+def test_time_of_a_call():
+    assert 0.02 <= median_seconds(lambda: time.sleep(0.02), repeats=3) < 0.2
+
+
+def test_matrix_products_of_the_device_are_between_reasonable_bounds():
+    assert 1e9 < matmul_peak(torch.float32, CPU, repeats=1) < 1e14
+
+
+def test_dropping_from_the_page_cache_changes_no_file(tmp_path):
+    file = tmp_path / "folder" / "file"
+    file.parent.mkdir()
+    file.write_bytes(b"content")
+    reading.drop_from_page_cache(tmp_path)
+    assert file.read_bytes() == b"content"
+
+
+@pytest.mark.gpu
+def test_step_does_not_wait_for_the_device(luperson):
+    """No copy to the host, no synchronisation: CUDA raises an error for either."""
+    cfg = config("bench", "benchmark=pretrain", *TINY_BENCH, f"data.root={luperson}")
+    bench = steps.StepBench(build(cfg.task, "task"), torch.device("cuda"), {}, repeats=1, max_step_seconds=1)
+    step = bench.step(steps.Variant(4, "bf16-mixed"))
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
