@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 
 from hap.config import CONF_DIR, register
 from hap.data.base import decode_image
@@ -46,8 +47,9 @@ def main() -> None:
     demo.row("random order", score(records, lambda _: rng.standard_normal(512)))
     demo.row("colour histogram", score(records, colour_histogram))
 
-    untrained = demo.out / "random.pth"
-    torch.save(build(cfg.task, "task").model.state_dict(), untrained)
+    untrained = demo.out / "random.safetensors"
+    model = build(cfg.task, "task").model
+    save_file(model.state_dict(), untrained, metadata={"grid": "{}x{}".format(*model.grid)})
     demo.row("encoder, random weights", demo.run("eval", "random", f"weights={untrained}", "zero_shot=true"))
     demo.say("pre-training")
     demo.run("train", "pretrain", experiment="demo_reid_pretrain")
