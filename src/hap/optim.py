@@ -91,8 +91,7 @@ class Recipe:
         for group in groups:
             group["lr"] = peak * group["lr_scale"]
             del group["names"]
-        on_gpu = next(model.parameters()).is_cuda
-        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=on_gpu)
+        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=True)
 
         def factor(step: int) -> float:
             return self.factor(step // steps_per_epoch + step % steps_per_epoch / schedule_steps)
