@@ -135,8 +135,8 @@ class Checkpoints(L.Callback):
         more = f", ... all {len(names)} of this rank in {path}"
         raise HapError(
             f"the loss is not finite at step {step}; its samples: {', '.join(names[:8])}{more if names[8:] else ''}. "
-            "The last good checkpoint stays: go on from it with resume=auto, with a lower learning rate or in "
-            "float32 (trainer.precision=32-true)"
+            "The last good checkpoint stays: go on from it with resume=auto and trainer.precision=32-true, or start "
+            "a new run with weights= that checkpoint and a lower learning rate"
         )
 
     def _save(self, trainer: Any, task: Any) -> None:

@@ -48,7 +48,8 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     check_config(cfg)
     _check_stage(stage, cfg)
     ckpt_path = _checkpoint(stage, cfg, run_dir)
-    _open_run_dir(cfg, run_dir)
+    if not cfg.dry_run:
+        _open_run_dir(cfg, run_dir)
     L.seed_everything(cfg.seed, verbose=False)
 
     trainer = build_trainer(cfg, run_dir)

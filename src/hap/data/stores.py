@@ -136,7 +136,7 @@ class LmdbStore(_Archive):
         try:
             import lmdb
         except ModuleNotFoundError:
-            raise HapError(f"reading {self.folder} needs the package lmdb: pip install 'hap[lmdb]'") from None
+            raise HapError(f"reading {self.folder} needs the package lmdb: pip install '.[lmdb]'") from None
         try:
             return lmdb.open(str(self.folder), readonly=True, lock=False, readahead=False).begin(buffers=True)
         except lmdb.Error as error:
