@@ -83,6 +83,13 @@ def test_an_evaluation_leaves_scores_curve_and_pictures(market, checkpoint, tmp_
     assert share(worst, OTHER) > share(worst, SAME)
 
 
+def test_runs_of_one_process_are_runs_of_their_own_in_wandb(market, checkpoint, tmp_path):
+    """As the jobs of a sweep are."""
+    for name in ("first", "second"):
+        evaluate(market, tmp_path / name, f"ckpt_path={checkpoint}", "logger=wandb")
+        assert len(list((tmp_path / name / "wandb").glob("offline-run-*"))) == 1
+
+
 def share(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
     """Of the pixels that have an RGB colour, in a picture as OpenCV reads it."""
     return (picture[..., ::-1] == colour).all(2).mean()

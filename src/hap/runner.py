@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+import wandb
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
@@ -69,18 +70,21 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             return {}
 
     start = time.perf_counter()
-    if stage == "train":
-        trainer.fit(task, datamodule, ckpt_path=ckpt_path)
-    elif stage == "eval":
-        _load_whole(task, ckpt_path)
-        trainer.test(task, datamodule, verbose=False)
-    else:
-        folders = {part: Path(cfg[part]).expanduser() for part in task.inputs if cfg[part] is not None}
-        if len(folders) < len(task.inputs):
-            raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
-        datamodule.splits = {"predict": read_images(folders)}
-        _load_whole(task, ckpt_path)
-        trainer.predict(task, datamodule, return_predictions=False)
+    try:
+        if stage == "train":
+            trainer.fit(task, datamodule, ckpt_path=ckpt_path)
+        elif stage == "eval":
+            _load_whole(task, ckpt_path)
+            trainer.test(task, datamodule, verbose=False)
+        else:
+            folders = {part: Path(cfg[part]).expanduser() for part in task.inputs if cfg[part] is not None}
+            if len(folders) < len(task.inputs):
+                raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
+            datamodule.splits = {"predict": read_images(folders)}
+            _load_whole(task, ckpt_path)
+            trainer.predict(task, datamodule, return_predictions=False)
+    finally:
+        wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
     return _write_results(trainer, run_dir, time.perf_counter() - start)
 
 
