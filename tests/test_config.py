@@ -50,8 +50,9 @@ def test_all_mistakes_are_shown_at_once():
     assert "epochs: has no value" in message
 
 
-def test_only_known_packages_can_be_called():
-    cfg = OmegaConf.create({"x": {"_target_": "os.system", "command": "true"}})
+@pytest.mark.parametrize("target", ["os.system", "torch.os.system", "hap.cli.runpy.run_path"])
+def test_only_known_packages_can_be_called(target):
+    cfg = OmegaConf.create({"x": {"_target_": target}})
     with pytest.raises(HapError, match="not allowed"):
         check_config(cfg)
 
@@ -100,6 +101,7 @@ def test_missing_data_says_what_to_type(tmp_path):
     assert "data.root=" in message[-1]
     assert "synthetic=true" in message[-1]
     assert "Traceback" not in result.stderr
+    assert not list(tmp_path.rglob("config.yaml"))  # the folder is still free for the run that is meant
     full = program("train", "experiment=pretrain_hap", "trainer=cpu", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full.stderr
 

@@ -1,11 +1,14 @@
 """Batches, order, bad samples, transforms."""
 
+import os
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from hap.data.base import BadSample, BadSampleLog, Dataset, Loader, decode_image
+from hap.data.base import BadSample, BadSampleLog, Dataset, Loader, decode_image, default_workers
 from hap.data.pretrain import read_luperson
 from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, permutation
 from hap.data.transforms import PretrainTransform
@@ -195,3 +198,24 @@ def test_too_many_bad_samples_stop_the_run_and_are_listed(damaged):
         HapError, match=r"2 samples cannot be used, above data.max_bad_fraction=0.01(.|\n)*\.jpg"
     ):
         list(loader)
+
+
+@pytest.mark.parametrize(
+    ("cores", "slurm", "devices", "workers"),
+    [
+        (16, None, 1, 15),
+        (16, None, 4, 3),
+        (64, None, 1, 16),
+        (12, "12", 8, 11),
+        (96, "12", 8, 11),
+        (1, None, 1, 1),
+    ],
+)
+def test_workers_share_the_cores_of_the_node_or_have_those_of_their_task(
+    monkeypatch, cores, slurm, devices, workers
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    if slurm:
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
+    assert default_workers(SimpleNamespace(num_devices=devices)) == workers

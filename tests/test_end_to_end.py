@@ -68,12 +68,15 @@ def test_loss_falls_and_pictures_get_better(trained):
     assert error(last) < error(first)
 
 
-def test_evaluation_agrees_with_the_last_validation(trained, luperson, tmp_path):
+def test_evaluation_agrees_with_the_last_validation(trained, luperson, tmp_path, caplog):
     results = json.loads((trained / "results.json").read_text())
     checkpoint = trained / "checkpoints/last.ckpt"
-    evaluated = run("eval", config("eval", *options(luperson), f"ckpt_path={checkpoint}"), tmp_path / "eval")
+    with caplog.at_level("INFO"):
+        cfg = config("eval", *options(luperson), f"ckpt_path={checkpoint}")
+        evaluated = run("eval", cfg, tmp_path / "eval")
     for part in ("loss", "reconstruction", "alignment"):
         assert evaluated[f"test/{part}"] == pytest.approx(results[f"val/{part}"], rel=1e-5)
+        assert f"test/{part}  {evaluated[f'test/{part}']:.4g}" in caplog.text
 
 
 def test_predict_writes_features_of_any_images(trained, luperson, tmp_path):
@@ -155,6 +158,12 @@ def test_dry_run_says_the_cost_and_trains_nothing(luperson, tmp_path, caplog):
         run("train", config("train", *options(luperson), "dry_run=true"), tmp_path / "run")
     assert "GFLOP per image" in caplog.text
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_profile_tells_where_the_time_goes(luperson, tmp_path):
+    cfg = config("train", *options(luperson), "debug=profile", f"run_dir={tmp_path}/run")
+    run("train", cfg, tmp_path / "run")
+    assert "run_training_batch" in (tmp_path / "run/fit-profile.txt").read_text()
 
 
 def test_sweep_has_a_folder_for_each_job_and_a_table(luperson, tmp_path):

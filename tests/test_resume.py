@@ -205,6 +205,24 @@ def test_run_folder_is_never_overwritten(luperson, tmp_path):
     assert (tmp_path / "run/config.yaml").read_bytes() == before
 
 
+def test_a_changed_recipe_holds_from_the_resume_on(luperson, tmp_path):
+    def recipe(file: Path) -> tuple[float, float]:
+        group = read_checkpoint(file)["optimizer_states"][0]["param_groups"][0]
+        return group["lr"], group["weight_decay"]
+
+    options = overrides(luperson, "callbacks.checkpoint.keep=null", "task.recipe.base_lr=1e-3")
+    train(options, tmp_path / "run")
+    later = sorted((tmp_path / "run/checkpoints").glob("step-*.ckpt"))[4:]
+    before = {file: recipe(file) for file in later}
+    for file in later:
+        file.unlink()
+    train([*options, "task.recipe.base_lr=2e-3", "task.recipe.weight_decay=0.3"], tmp_path / "run")
+    for file in later:
+        lr, decay = recipe(file)
+        assert lr == pytest.approx(2 * before[file][0])
+        assert (before[file][1], decay) == (0.05, 0.3)
+
+
 def test_checkpoint_that_is_not_there_is_an_error(luperson, tmp_path):
     with pytest.raises(HapError, match="checkpoint not found"):
         run("train", config("train", *overrides(luperson), f"ckpt_path={tmp_path}/x.ckpt"), tmp_path / "run")

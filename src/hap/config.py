@@ -124,6 +124,9 @@ def _bind_error(node: DictConfig) -> str | None:
         function = get_object(target)
     except Exception as error:
         return f"target {target!r} cannot be imported: {error}"
+    home = f"{getattr(function, '__module__', None) or target}."
+    if not home.startswith(ALLOWED_TARGETS):  # what one of these packages imports itself, such as torch.os
+        return f"target {target!r} is not allowed: it is of {home[:-1]}"
     arguments = {
         k: None for k in node if k not in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
     }

@@ -79,7 +79,7 @@ class Recipe:
         steps_per_epoch: int,
         schedule_steps: int | None = None,
         no_decay: frozenset[str] = frozenset(),
-    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         """The optimiser and its per-step schedule.
 
         Step i of epoch e has the learning rate of the fractional epoch e + i / schedule_steps; the number of steps

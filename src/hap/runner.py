@@ -49,8 +49,7 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     check_config(cfg)
     _check_stage(stage, cfg)
     ckpt_path = _checkpoint(stage, cfg, run_dir)
-    if not cfg.dry_run:
-        _open_run_dir(cfg, run_dir)
+    _check_run_dir(cfg, run_dir)
     L.seed_everything(cfg.seed, verbose=False)
 
     trainer = build_trainer(cfg, run_dir)
@@ -69,6 +68,7 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if cfg.dry_run:
             return {}
 
+    _record(cfg, run_dir)
     start = time.perf_counter()
     try:
         if stage == "train":
@@ -85,7 +85,7 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             trainer.predict(task, datamodule, return_predictions=False)
     finally:
         wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
-    return _write_results(trainer, run_dir, time.perf_counter() - start)
+    return _write_results(trainer, run_dir, time.perf_counter() - start, show=stage == "eval")
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
@@ -197,14 +197,16 @@ def _load_whole(task: Task, path: Path | None) -> None:
 
 
 @rank_zero_only
-def _open_run_dir(cfg: DictConfig, run_dir: Path) -> None:
-    """Record what runs, where nothing has run before or where a run is resumed."""
+def _check_run_dir(cfg: DictConfig, run_dir: Path) -> None:
+    if (run_dir / "config.yaml").exists() and cfg.resume != "auto" and not cfg.dry_run:
+        raise HapError(f"{run_dir} holds a run already: choose another run_dir, or go on with resume=auto")
+
+
+@rank_zero_only
+def _record(cfg: DictConfig, run_dir: Path) -> None:
+    """Write down what runs, once everything is there that it needs."""
     config = run_dir / "config.yaml"
     if config.exists():
-        if cfg.resume != "auto":
-            raise HapError(
-                f"{run_dir} holds a run already: choose another run_dir, or go on with resume=auto"
-            )
         config = run_dir / f"config_resumed_{time.strftime('%Y-%m-%d_%H-%M-%S')}.yaml"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -239,10 +241,12 @@ def git_revision() -> str | None:
         return None
 
 
-def _write_results(trainer: L.Trainer, run_dir: Path, seconds: float) -> dict[str, float]:
+def _write_results(trainer: L.Trainer, run_dir: Path, seconds: float, show: bool) -> dict[str, float]:
     results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     results |= {"steps": trainer.global_step, "seconds": round(seconds, 1)}
     if trainer.is_global_zero:
         (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        if show:
+            log.info("\n".join(f"{name:>24}  {value:.4g}" for name, value in results.items()))
         log.info("results in %s", run_dir)
     return results

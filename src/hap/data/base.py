@@ -6,6 +6,7 @@ sample derives from (seed, epoch, index): not from worker, rank or batch.
 """
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -302,9 +303,12 @@ class DataModule(L.LightningDataModule):
         return PlainIterable(self._loader("predict", train=False))
 
 
-def default_workers(trainer: L.Trainer | None) -> int:
-    """The cores this process may use, shared among the node's devices; one is left to the training loop."""
-    import os
-
+def default_workers(trainer: Any) -> int:
+    """The cores of one device; one is left to the training loop. SLURM says how many a task has, and may bind it
+    to them; elsewhere the node's devices share those that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // (trainer.num_devices if trainer else 1) - 1))
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        cores = min(cores, int(os.environ["SLURM_CPUS_PER_TASK"]))
+    elif trainer is not None:
+        cores //= trainer.num_devices
+    return max(1, min(16, cores - 1))

@@ -135,10 +135,25 @@ class Task(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._finish_metric("test")
 
-    def configure_optimizers(self) -> Any:
-        optimizer, scheduler = self.recipe.build(
+    def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        return self.recipe.build(
             self.model, self.batch_plan.total, self.steps_per_epoch, self.schedule_steps, self.no_decay
         )
+
+    def on_train_start(self) -> None:
+        """A resumed run has the learning rate and decay of its configuration, not those in the checkpoint."""
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        scheduler: Any = self.lr_schedulers()
+        configured, schedule = self._optimizer()
+        scheduler.base_lrs = schedule.base_lrs
+        for group, wanted, peak in zip(
+            optimizer.param_groups, configured.param_groups, schedule.base_lrs, strict=True
+        ):
+            lr = peak * scheduler.lr_lambdas[0](scheduler.last_epoch)
+            group.update({key: value for key, value in wanted.items() if key != "params"} | {"lr": lr})
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = self._optimizer()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -163,6 +163,7 @@ class Reid(Task):
 
     def on_train_start(self) -> None:
         """Check that the people, the batch and the classifier fit each other."""
+        super().on_train_start()
         loader: Any = self.trainer.train_dataloader
         size = getattr(loader.batch_sampler.plan, "images_per_identity", 1)
         if self.batch_plan.micro % size:
