@@ -1,0 +1,59 @@
+"""What README and docs/ say: their commands compose, their links lead somewhere, the tests they name exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import config
+
+import hap.bench  # noqa: F401 - registers the schema of its configuration
+from hap.config import check_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^(?:srun )?(?:python -m hap\.|hap )(\w+) (.*)$")
+
+
+def commands() -> list[str]:
+    """In code blocks, without those after a `$`: these show what is printed, of mistakes too."""
+    blocks = [block for page in PAGES for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.S)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({line for line in lines if COMMAND.match(line)})
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_composes(line, monkeypatch):
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    program, rest = COMMAND.match(line).groups()  # type: ignore[union-attr]
+    arguments = shlex.split(rest, comments=True)
+    if program == "bench":
+        arguments[0] = f"benchmark={arguments[0]}"
+    if "--verify" in arguments:
+        arguments[arguments.index("--verify") :] = ["verify=true", f"out={arguments[-1]}"]
+    if "-m" in arguments:  # the values of the first job
+        arguments = [
+            re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", argument) for argument in arguments if argument != "-m"
+        ]
+    if "--config-dir" in arguments:
+        pytest.skip("needs a file of the reader's own")
+    cfg = config(program, *(argument for argument in arguments if not argument.startswith("hydra")))
+    if program in ("train", "eval", "predict", "bench"):
+        check_config(cfg)
+
+
+def test_there_are_commands_to_test():
+    assert len(commands()) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_named_tests_exist():
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    for page in PAGES:
+        for name in re.findall(r"`(test_\w+)`", page.read_text()):
+            assert f"def {name}(" in tests, f"{page.name} names {name}"
