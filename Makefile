@@ -30,6 +30,8 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## measured speed of this machine, written to benchmarks/
 	$(BIN)/python -m hap.bench pretrain
+	$(BIN)/python -m hap.bench pretrain experiment=demo out=benchmarks/demo benchmark.batch_sizes=[8]
+	$(BIN)/python -m hap.bench reid_eval
 
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
