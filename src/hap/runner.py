@@ -228,7 +228,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: version(name) for name in packages},
         "cuda": torch.version.cuda,
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "host": platform.platform(),
+        "host": f"{platform.system()} {platform.machine()}",
     }
 
 

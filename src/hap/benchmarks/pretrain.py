@@ -17,8 +17,8 @@ from hap.benchmarks.reading import (
     sources,
     transfer_rates,
 )
-from hap.benchmarks.steps import Row, StepBench
-from hap.benchmarks.timing import matmul_peak
+from hap.benchmarks.steps import Row, StepBench, Variant
+from hap.benchmarks.timing import matmul_peak, median_seconds
 from hap.callbacks import Throughput
 from hap.data.base import DataModule
 from hap.data.samplers import BatchPlan
@@ -73,7 +73,11 @@ def run(
     readers = sources(data, Path(shards).expanduser() if shards is not None else None)
     reads = random_reads(readers, repeats)
     loaders = loader_rates(readers, reader_images)
+    variant = Variant(best["batch"], best["precision"], best["compiled"])
+    before = median_seconds(bench.step(variant), repeats)
     training = train(task, list(readers.values())[-1], trainer, best, train_seconds)
+    after = median_seconds(bench.step(variant), repeats)
+    training["step_alone_images_per_s"] = 2 * variant.batch / (before + after)
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "parameters": sum(p.numel() for p in task.model.parameters()),
@@ -123,7 +127,10 @@ def ratios(best: Row, options: list[Row], reads: list[Row], loaders: list[Row], 
         "shards / folders, cold": (read.get(("shards", "cold")), read.get(("folders", "cold"))),
         "shards / folders, warm": (read.get(("shards", "warm")), read.get(("folders", "warm"))),
         "reader / step": (max(row["images_per_s"] for row in loaders), best["images_per_s"]),
-        "training with the reader / step": (training["images_per_s"], best["images_per_s"]),
+        "training with the reader / step": (
+            training["images_per_s"],
+            training["step_alone_images_per_s"],
+        ),
         "time of all negatives / accumulation": (
             step.get("2 passes, negatives of each"),
             step.get("2 passes, all negatives"),

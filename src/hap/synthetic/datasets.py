@@ -9,10 +9,13 @@ import json
 import multiprocessing
 import pickle
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -124,10 +127,21 @@ def _runner(num_workers: int) -> Run:
             return show(map(function, jobs))
         # Not forked: the threads of torch and OpenCV do not survive that.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, context, cv2.setNumThreads, (0,)) as pool:
+        with _without_main(), ProcessPoolExecutor(num_workers, context, cv2.setNumThreads, (0,)) as pool:
             return show(pool.map(function, jobs, chunksize=max(1, min(32, len(jobs) // (4 * num_workers)))))
 
     return run
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes started in here do not import the program again: all of Lightning, ten seconds in each."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _save(path: Path, image: np.ndarray, quality: int) -> None:
