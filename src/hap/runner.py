@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
-from hap.config import check_config
+from hap.config import CONF_DIR, check_config
 from hap.data.base import DataModule
 from hap.data.images import read_images
 from hap.data.samplers import BatchPlan
@@ -233,12 +233,16 @@ def environment() -> dict[str, Any]:
 
 
 def git_revision() -> str | None:
-    """The checkout's commit, with `-dirty` when files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    """The checkout's commit, with `-dirty` when src/ or conf/ differ from it; None outside a checkout."""
+    if CONF_DIR.parent == Path(__file__).parent:
+        return None  # of a wheel: the repository around it, if any, is another project's
+    git = ["git", "-C", str(CONF_DIR.parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "conf"], check=False)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
 def _write_results(trainer: L.Trainer, run_dir: Path, seconds: float, show: bool) -> dict[str, float]:

@@ -33,7 +33,7 @@ def run(
     shards: str | None = None,
     batch_sizes: Sequence[int] | None = None,
     repeats: int = 3,
-    max_step_seconds: float = 3,
+    max_step_seconds: float = 6,
     reader_images: int = 3000,
     train_seconds: float = 20,
 ) -> dict[str, Any]:
