@@ -145,6 +145,7 @@ def test_bad_input_is_one_message(trained, luperson, tmp_path, program, extra, m
     overrides = [*options(luperson), *(e.format(last=last) for e in extra)]
     with pytest.raises(HapError, match=message):
         run(program, config(program, *overrides), tmp_path / "run")
+    assert not (tmp_path / "run/config.yaml").exists()  # the folder is still free
 
 
 def test_non_finite_loss_stops_with_the_names(luperson, tmp_path):

@@ -67,6 +67,13 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         plan_batches(cfg, trainer, datamodule, task)
         if cfg.dry_run:
             return {}
+    if stage == "predict":
+        folders = {part: Path(cfg[part]).expanduser() for part in task.inputs if cfg[part] is not None}
+        if len(folders) < len(task.inputs):
+            raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
+        datamodule.splits = {"predict": read_images(folders)}
+    if stage != "train":
+        _load_whole(task, ckpt_path)
 
     _record(cfg, run_dir)
     start = time.perf_counter()
@@ -74,14 +81,8 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if stage == "train":
             trainer.fit(task, datamodule, ckpt_path=ckpt_path)
         elif stage == "eval":
-            _load_whole(task, ckpt_path)
             trainer.test(task, datamodule, verbose=False)
         else:
-            folders = {part: Path(cfg[part]).expanduser() for part in task.inputs if cfg[part] is not None}
-            if len(folders) < len(task.inputs):
-                raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
-            datamodule.splits = {"predict": read_images(folders)}
-            _load_whole(task, ckpt_path)
             trainer.predict(task, datamodule, return_predictions=False)
     finally:
         wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
