@@ -28,6 +28,7 @@ TINY = (
     "trainer.enable_progress_bar=false",
     "data.num_workers=0",
     "data.max_bad_fraction=0.1",
+    "callbacks.checkpoint.every_n_epochs=1",
 )
 TINY_PRETRAIN = (
     *TINY,
@@ -39,6 +40,7 @@ TINY_PRETRAIN = (
     "total_batch_size=8",
     "micro_batch_size=null",
     "epochs=2",
+    "trainer.check_val_every_n_epoch=1",
 )
 
 

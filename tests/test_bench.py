@@ -54,9 +54,8 @@ def test_pretrain_from_the_configuration_to_the_files(luperson, tmp_path, monkey
     assert step["images_per_s"] == pytest.approx(4000 / step["ms"])
     assert step["tflops"] == pytest.approx(results["gflop_per_image"] * step["images_per_s"] / 1000)
     options = {row["option"]: row["images_per_s"] for row in results["step_changed"]}
-    assert {"torch.compile", "bf16 autocast", "gradient checkpointing", "2 passes, all negatives"} <= set(
-        options
-    )
+    assert {"torch.compile", "gradient checkpointing", "2 passes, all negatives"} <= set(options)
+    assert ("float32" if step["precision"] == "bf16-mixed" else "bf16 autocast") in options
     assert all(value > 0 for option, value in options.items() if option != "torch.compile")
     assert {(row["source"], row["workers"]) for row in results["reader"]} >= {("folders", 0), ("shards", 1)}
     assert {row["source"] for row in results["random_reads"]} == {"folders", "shards"}

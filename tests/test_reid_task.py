@@ -62,9 +62,10 @@ def small(program: str, market: Path, *overrides: str, experiment: str = "reid_m
 
 @pytest.mark.parametrize("experiment", ["reid_market1501", "reid_market1501_lem"])
 def test_learns_and_evaluates_again_to_the_same(market, tmp_path, experiment):
+    still = small("train", market, "epochs=2", "task.recipe.lr=0", experiment=experiment)
+    untrained = run("train", still, tmp_path / "untrained")
     trained = run("train", small("train", market, "epochs=12", experiment=experiment), tmp_path / "train")
-    assert trained["val/rank1"] == 1.0
-    assert trained["val/mAP"] > 0.9
+    assert 1 - trained["val/mAP"] < 0.5 * (1 - untrained["val/mAP"])
     assert trained["val/num_valid"] == 12
     assert "val/loss" not in trained
     ckpt = f"ckpt_path={tmp_path}/train/checkpoints/last.ckpt"
@@ -93,6 +94,7 @@ def test_validates_on_time_and_resumes_to_the_same_weights(market, tmp_path):
     [
         ("task.model.num_classes=11", "set task.model.num_classes=12"),
         ("micro_batch_size=6", "6 images per device and pass split the 4 images of an identity"),
+        ("micro_batch_size=4", "4 images that are compared, 4 of an identity: a triplet needs two"),
         ("total_batch_size=26", "total_batch_size=26 has to be P x 4"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import lightning as L
 import numpy as np
+import rich
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -56,6 +57,8 @@ class Checkpoints(L.Callback):
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
+        # Lightning asks all ranks for a SIGTERM before every step and waits for the answer; `_agree` does not wait.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         # After Lightning has installed its own handlers: those communicate from inside the handler.
         for number in (signal.SIGTERM, signal.SIGUSR2):
             self._handlers[number] = signal.signal(number, self._on_signal)
@@ -181,24 +184,39 @@ class Throughput(L.Callback):
         seconds = now - start
         self.images_per_second = (step - first) * task.batch_plan.total / seconds
         tflops = self.images_per_second * task.flops_per_image / trainer.world_size / 1e12
-        values = {"perf/tflops": tflops, "perf/data_wait": (waited - waited_before) / seconds}
+        values = {
+            "perf/images_per_s": self.images_per_second,
+            "perf/tflops": tflops,
+            "perf/data_wait": (waited - waited_before) / seconds,
+            "train/lr": trainer.optimizers[0].param_groups[-1]["lr"],
+        }
         if (peak := device_peak()) is not None:
             values["perf/peak_share"] = tflops / peak
-        task.log("perf/images_per_s", self.images_per_second, prog_bar=True)
-        task.log_dict(values)
-        task.log("train/lr", trainer.optimizers[0].param_groups[-1]["lr"])
+        # As tensors on the CPU: Lightning would copy plain numbers to the device and wait for it.
+        task.log_dict({name: torch.tensor(value) for name, value in values.items()})
 
 
 class Progress(RichProgressBar):
-    """Lightning's progress bar with the time left of the whole run; one line per epoch for the log file."""
+    """Lightning's progress bar with the time left of the whole run, on a terminal. Elsewhere (a log file, a batch
+    job) a line every `seconds`. In both, one line per epoch.
 
-    def __init__(self, refresh_rate: int = 5):
-        super().__init__(refresh_rate=refresh_rate, leave=False)
+    What is shown is read from the device once a second at most: each reading waits for all that is queued there.
+
+    Args:
+        seconds: between two lines where there is no terminal.
+    """
+
+    def __init__(self, seconds: float = 30):
+        self.terminal = rich.get_console().is_terminal
+        super().__init__(refresh_rate=5 if self.terminal else 0)  # 0: no bar
+        self.seconds = seconds
         self._start = (0.0, 0)
+        self._shown_at = 0.0
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         super().on_train_start(trainer, task)
         self._start = time.monotonic(), trainer.global_step
+        self._shown_at = time.monotonic()
 
     def time_left(self, trainer: Any) -> str:
         start, first = self._start
@@ -210,23 +228,45 @@ class Progress(RichProgressBar):
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
     def get_metrics(self, trainer: Any, task: Any) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, task)
-        metrics.pop("v_num", None)
-        return {**metrics, "left": self.time_left(trainer)}
+        shown = ("train/loss", "perf/images_per_s")
+        values = {name: float(v) for name, v in trainer.callback_metrics.items() if name in shown}
+        return {**values, "left": self.time_left(trainer)}
+
+    def _update_metrics(self, trainer: Any, task: Any) -> None:
+        if self._due(1):
+            super()._update_metrics(trainer, task)
+
+    def _due(self, seconds: float) -> bool:
+        now = time.monotonic()
+        if now - self._shown_at < seconds:
+            return False
+        self._shown_at = now
+        return True
+
+    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, task, outputs, batch, batch_idx)
+        if not self.terminal and trainer.is_global_zero and self._due(self.seconds):
+            values = self.get_metrics(trainer, task)
+            left = values.pop("left")
+            log.info(
+                "epoch %d/%d, pass %d/%d: %s (%s left)",
+                *(trainer.current_epoch + 1, trainer.max_epochs),
+                *(batch_idx + 1, trainer.num_training_batches, _text(values), left),
+            )
 
     def on_train_epoch_end(self, trainer: Any, task: Any) -> None:
         super().on_train_epoch_end(trainer, task)
         values = {
             k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))
         }
-        text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
         rank_zero_only(log.info)(
             "epoch %d/%d: %s (%s left)",
-            trainer.current_epoch + 1,
-            trainer.max_epochs,
-            text,
-            self.time_left(trainer),
+            *(trainer.current_epoch + 1, trainer.max_epochs, _text(values), self.time_left(trainer)),
         )
+
+
+def _text(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 class Pictures(L.Callback):
@@ -262,7 +302,8 @@ class Pictures(L.Callback):
         batch = {name: value.to(task.device) for name, value in batch.items()}
         training = task.training
         task.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        eager = torch.compiler.set_stance("force_eager")  # no further compilation for another batch size
+        with torch.no_grad(), eager, trainer.precision_plugin.forward_context():
             pictures = task.pictures(batch)
         task.train(training)
         for name, picture in pictures.items():
@@ -302,9 +343,9 @@ class Predictions(L.Callback):
     def on_predict_epoch_end(self, trainer: Any, task: Any) -> None:
         batches = self._batches
         if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, batches)
-            batches = [batch for rank in gathered for batch in rank]
+            gathered: Any = [None] * trainer.world_size if trainer.is_global_zero else None
+            torch.distributed.gather_object(batches, gathered)
+            batches = [batch for rank in gathered or [] for batch in rank]
         if trainer.is_global_zero:
             rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
             index, first = np.unique(rows.pop("index").numpy(), return_index=True)  # duplicates of padding go

@@ -8,8 +8,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hap.errors import HapError
-
 
 class ReconstructionLoss(nn.Module):
     """Mean squared error of the removed patches' pixels (MAE; HAP, section 3.1).
@@ -75,12 +73,18 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def _all_gather(gathered: Tensor, x: Tensor) -> None:
+    """x of every rank, in rank order, into `gathered`."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.14
+    gather(gathered, x)
+
+
 def _gather_batch(x: Tensor) -> Tensor:
     """(2, N, D) on each rank -> (2, N x ranks, D), in rank order, without gradient, in one collective."""
     if not _distributed():
         return x
     gathered = x.new_empty(dist.get_world_size(), *x.shape)  # (ranks, 2, N, D)
-    dist.all_gather_into_tensor(gathered.flatten(0, 1), x.contiguous())
+    _all_gather(gathered.flatten(0, 1), x.contiguous())
     return gathered.transpose(0, 1).flatten(1, 2)
 
 
@@ -103,21 +107,12 @@ class SoftTripletLoss(nn.Module):
         self.global_batch = global_batch
 
     def forward(self, features: Tensor, identity: Tensor) -> Tensor:
-        """features: (N, D); identity: (N,) integers. The same N on every rank.
-
-        Raises:
-            HapError: all images show one identity.
-        """
+        """features: (N, D); identity: (N,) integers. The same N on every rank. 0 if all show one identity."""
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             if self.global_batch and _distributed():
                 features, identity = _GatherRows.apply(features), _GatherRows.apply(identity)
             same = identity[:, None] == identity  # (N, N), N from here on of all ranks
-            if same.all():
-                raise HapError(
-                    "a batch with one identity has no triplets: use hap.data.samplers.IdentityPlan, and at "
-                    "least two identities per micro-batch"
-                )
             distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")  # (N, N)
             positive = distance.masked_fill(~same, -torch.inf).max(dim=1).values
             negative = distance.masked_fill(same, torch.inf).min(dim=1).values
@@ -131,7 +126,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         gathered = x.new_empty(dist.get_world_size() * len(x), *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, x.contiguous())
+        _all_gather(gathered, x.contiguous())
         return gathered
 
     @staticmethod

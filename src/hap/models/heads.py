@@ -3,6 +3,7 @@
 Legend: N images, h x w grid of patches, D width of the encoder, C people of the training set.
 """
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ class ReidOutput(NamedTuple):
     """One entry per branch."""
 
     features: list[Tensor]  # (N, D) and, with a local branch, (N, 2 D): what the triplet loss compares
-    logits: list[Tensor]  # (N, C) each
+    logits: list[Tensor]  # (N, C) each, float32
 
     @property
     def embedding(self) -> Tensor:
@@ -39,7 +40,7 @@ class ReidViT(ViT):
     def forward(self, images: Tensor) -> ReidOutput:  # type: ignore[override]
         """images: (N, 3, H, W), normalised."""
         feature = self.forward_features(images)[:, 0]
-        return ReidOutput([feature], [self.head(feature)])
+        return ReidOutput([feature], [in_float32(feature, self.head)])
 
 
 class ReidLem(ViT):
@@ -77,9 +78,11 @@ class ReidLem(ViT):
         tokens, (patches,) = outputs
         local = self.conv_head(patches).mean(dim=(2, 3))  # (N, 2 D, h / 2, w / 2) -> (N, 2 D)
         features = [tokens[:, 0], self.conv_fc_norm(local)]
-        return ReidOutput(
-            features, [self.head(self.bn(features[0])), self.conv_fc(self.conv_bn(features[1]))]
-        )
+        logits = [
+            in_float32(features[0], self.bn, self.head),
+            in_float32(features[1], self.conv_bn, self.conv_fc),
+        ]
+        return ReidOutput(features, logits)
 
 
 def classifier(dim: int, num_classes: int) -> nn.Linear:
@@ -87,6 +90,17 @@ def classifier(dim: int, num_classes: int) -> nn.Linear:
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def in_float32(x: Tensor, *layers: nn.Module) -> Tensor:
+    """Apply the layers outside autocast: 8 bits of a bfloat16 logit are too few for hundreds of classes."""
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device)  # not for tensors without storage
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        x = x.float()
+        for layer in layers:
+            x = layer(x)
+    return x
 
 
 def bn_neck(dim: int) -> nn.BatchNorm1d:

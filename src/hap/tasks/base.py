@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from hap.data.base import Record
 from hap.data.samplers import BatchPlan
 from hap.data.transforms import PIXEL_MEAN, PIXEL_STD
+from hap.errors import HapError
 from hap.optim import Recipe
 
 
@@ -59,7 +60,7 @@ class Task(L.LightningModule):
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         if compile:
-            self.model.compile()
+            self.model.compile(dynamic=False)  # else the second batch size makes one slower kernel for all
 
     def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise NotImplementedError
@@ -91,12 +92,14 @@ class Task(L.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # The state of the generator is a function of the position, so a resumed run needs none of the past.
-        position = (self.seed * 1_000_003 + self.global_step) * 1_009 + batch_idx
-        torch.manual_seed(position * 65_537 + self.global_rank)
+        position = (self.seed, self.global_step, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         losses = self.losses(self(batch), batch)
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, prog_bar=True)
+        self.log_dict(
+            {f"train/{k}": v.detach() for k, v in losses.items()}
+        )  # prog_bar=True reads each at once
         return losses["loss"]
 
     def _eval_step(self, batch: dict[str, torch.Tensor], stage: str) -> None:
@@ -135,6 +138,13 @@ class Task(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._finish_metric("test")
 
+    # By now the callbacks have drawn what they need: the features of a whole split are not kept while training.
+    def on_validation_end(self) -> None:
+        self._start_metric()
+
+    def on_test_end(self) -> None:
+        self._start_metric()
+
     def _optimizer(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         return self.recipe.build(
             self.model, self.batch_plan.total, self.steps_per_epoch, self.schedule_steps, self.no_decay
@@ -142,6 +152,11 @@ class Task(L.LightningModule):
 
     def on_train_start(self) -> None:
         """A resumed run has the learning rate and decay of its configuration, not those in the checkpoint."""
+        if self.device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in self.model.modules()):
+            raise HapError(
+                "batch norms are synchronised between GPUs only: train this model on one process of the CPU "
+                "(trainer=cpu), or on GPUs"
+            )
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
         configured, schedule = self._optimizer()

@@ -30,8 +30,8 @@ class Pretrain(Task):
         negatives: what the alignment loss compares with. "micro_batch": the images of one pass on all devices,
             as the official code does under gradient accumulation. "total_batch": the images of the whole
             optimiser step, whatever fits into memory: the step is run in one piece, but the activations of
-            each micro-batch are thrown away and computed again in the backward pass (one more forward pass, a
-            third more arithmetic; the gradient is that of the undivided batch).
+            each micro-batch but the last are thrown away and computed again in the backward pass (up to a third
+            more arithmetic; the gradient is that of the undivided batch).
     """
 
     model: MaskedAutoencoder
@@ -55,14 +55,21 @@ class Pretrain(Task):
         size = self.micro_batch_size
         if not torch.is_grad_enabled() or size is None or size >= len(batch["image"]):
             return self._forward(batch["image"], batch["scores"])
-        parts = [
-            checkpoint(self._forward, images, scores, use_reentrant=False, preserve_rng_state=False)
-            for images, scores in zip(batch["image"].split(size), batch["scores"].split(size), strict=True)
-        ]
+        *first, last = zip(batch["image"].split(size), batch["scores"].split(size), strict=True)
+        parts = [checkpoint(self._piece, *x, use_reentrant=False, preserve_rng_state=False) for x in first]
+        parts.append(self._piece(*last))  # the backward pass begins here: what is kept is used up at once
         return PretrainOutput(
             torch.cat([part.cls for part in parts], dim=1),
             torch.stack([part.reconstruction for part in parts]).mean(),
         )
+
+    def _piece(self, images: torch.Tensor, scores: torch.Tensor) -> PretrainOutput:
+        """`_forward` with 16-bit weights of its own: the gradients of weights that several passes share would be
+        summed in 16 bits, not in the float32 of the parameters."""
+        kind = images.device.type
+        on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        with torch.autocast(kind, dtype, enabled=on, cache_enabled=False):
+            return self._forward(images, scores)
 
     def _forward(self, images: torch.Tensor, scores: torch.Tensor) -> PretrainOutput:
         outputs = self.model(self.normalize(images), scores)

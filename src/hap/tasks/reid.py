@@ -79,7 +79,7 @@ class Reid(Task):
         if not self.training:
             return {}
         person = batch["identity"]
-        identity = torch.stack([F.cross_entropy(x.float(), person) for x in outputs.logits]).mean()
+        identity = torch.stack([F.cross_entropy(x, person) for x in outputs.logits]).mean()
         triplet = torch.stack([self.triplet(x, person) for x in outputs.features]).mean()
         loss = self.identity_weight * identity + self.triplet_weight * triplet
         return {"loss": loss, "identity": identity, "triplet": triplet}
@@ -170,6 +170,13 @@ class Reid(Task):
             raise HapError(
                 f"{self.batch_plan.micro} images per device and pass split the {size} images of an identity: "
                 f"change micro_batch_size, devices or data.plan.images_per_identity"
+            )
+        plan = self.batch_plan
+        compared = plan.micro * (plan.world if getattr(self.triplet, "global_batch", False) else 1)
+        if compared < 2 * size:
+            raise HapError(
+                f"{compared} images that are compared, {size} of an identity: a triplet needs two identities. "
+                f"Change micro_batch_size, devices or data.plan.images_per_identity"
             )
         people = 1 + max(record.identity for record in loader.dataset.records)
         classes = self.model.head.out_features
