@@ -235,7 +235,10 @@ BROKEN = {
     "NaN": (lambda image, pose: write_pose(pose, np.full((17, 3), np.nan)), "not finite"),
     "shape": (lambda image, pose: write_pose(pose, np.zeros((14, 3))), r"\(14, 3\)"),
     "words": (lambda image, pose: write_pose(pose, ["a"]), r"\[0\]\[0\]"),
-    "nobody": (lambda image, pose: np.save(pose, np.empty((0, 0), object), allow_pickle=True), r"\[0\]\[0\]"),
+    "nobody": (
+        lambda image, pose: np.save(pose, np.empty((0, 0), object), allow_pickle=True),
+        "nobody was found",
+    ),
     "code": (lambda image, pose: write_pose(pose, os.system), "contains code"),
     "half a pose": (lambda image, pose: pose.write_bytes(pose.read_bytes()[:200]), "damaged"),
 }

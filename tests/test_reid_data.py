@@ -80,9 +80,10 @@ def test_foreign_files_are_named_or_ignored(tmp_path, caplog):
         (root / "bounding_box_train" / name).write_bytes(b"x")
     assert len(read_market1501(root)["train"]) == 2
     left_out = next(r.message for r in caplog.records if "left out" in r.message)
-    assert "2 files" in left_out
-    assert "0003_1.jpg" in left_out
-    assert "0004_c1s1_1_1.txt" in left_out
+    assert "bounding_box_train: 5 left out" in left_out
+    assert "and 2 more: hidden" in left_out
+    assert "0003_1.jpg: not an image named PERSON_cCAMERA" in left_out
+    assert "0004_c1s1_1_1.txt: not .bmp, " in left_out
 
 
 @pytest.mark.parametrize("name", ["0000_c1s1_000001_00.jpg", "-1_c1s1_000001_00.jpg"])
@@ -247,7 +248,7 @@ def test_corrupt_image_is_replaced_and_named(tmp_path):
         0,
         0,
     )  # with the identity of what it shows
-    assert dataset.why_bad(1) == "the image file is truncated"
+    assert str(dataset.problem(1)) == "the image file is truncated"
 
 
 # ---- P x K

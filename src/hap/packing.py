@@ -23,10 +23,11 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hap.data.base import BadSample, decode_image, default_workers, prepare_worker
-from hap.data.pretrain import IMAGES, POSES, LuPerson, open_luperson
+from hap.data.base import default_workers, prepare_worker
+from hap.data.decoding import decode_image
+from hap.data.pretrain import IMAGES, POSES, LuPerson, look_at_points, open_luperson
 from hap.data.shards import FORMAT, MANIFEST, PLAN, index_type, is_packed
-from hap.errors import HapError
+from hap.errors import BadSample, HapError, printable
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def pack(
     records = open_luperson(root, cfs_ratio, require_pose)
     if not len(records):
         raise HapError(f"{root} has no image that can be packed")
+    look_at_points(root, records)
     plan: dict[str, Any] = {
         "source": str(root.resolve()),
         "listed": records.listed,
@@ -278,10 +280,11 @@ def _finish(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range) 
     notes = [json.loads(_note(out, number).read_text()) for number in numbers]
     left_out = [(name, "no image") for name in records.absent]
     left_out += [(name, "no pose") for name in records.without_pose]
+    left_out += [(name, "named before") for name in records.repeated]
     left_out += [(name, reason) for note in notes for name, reason in note.pop("skipped")]
     if left_out:
-        lines = "".join(f"{name}\t{reason}\n" for name, reason in left_out)
-        _write(out / SKIPPED, os.fsencode(lines))
+        lines = "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in left_out)
+        _write(out / SKIPPED, lines.encode())
     shards = [note for note in notes if note["rows"]]
     images = sum(note["rows"] for note in shards)
     manifest = {"format": FORMAT, **plan, "images": images, "skipped": len(left_out), "shards": shards}

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from hap.data.decoding import decode_image
 from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, permutation
-from hap.errors import HapError
+from hap.errors import BadSample, HapError, Unwanted, printable
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ class Record(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def upright(self) -> bool:
+        """Whether to turn the image as its EXIF orientation says, or to take the pixels as they are stored."""
+
     def encoded(self) -> bytes:
         """The bytes of the image file (JPEG, PNG, ...). Raises BadSample or OSError."""
 
@@ -39,29 +44,11 @@ class Record(Protocol):
 
 
 Splits = Mapping[str, Sequence[Record]]
+ATTEMPTS = 32  # unusable samples in a row that the Dataset replaces
+MAX_WAIT = (
+    16.0  # s; the last of the waits, each twice as long as the one before, for data that cannot be read
+)
 Transform = Callable[[np.ndarray, dict[str, Any], np.random.Generator], dict[str, Any]]
-
-
-class BadSample(Exception):
-    """This one sample cannot be used; the message says why. The Dataset replaces it."""
-
-
-# First bytes of a format and the marker that ends a complete file: decoders fill the missing part of a
-# truncated JPEG with grey and say nothing.
-_END_MARKERS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """Decode an image file to RGB, (H, W, 3) uint8. Raises BadSample for anything incomplete or unreadable."""
-    if not data:
-        raise BadSample("the file is empty")
-    for start, end in _END_MARKERS.items():
-        if data.startswith(start) and end not in data[-1024:]:
-            raise BadSample("the image file is truncated")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise BadSample("not an image that OpenCV can decode")
-    return image
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -79,66 +66,93 @@ class Dataset(torch.utils.data.Dataset):
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
+        wait = 0.5
+        while True:
+            try:
+                return self._sample(*key)
+            except OSError as error:  # many records in a row: a file system that is away, perhaps for seconds
+                if wait > MAX_WAIT:
+                    raise HapError(
+                        f"the data cannot be read: {ATTEMPTS} samples in a row failed, again and again for "
+                        f"{2 * MAX_WAIT - 0.5:.0f} s, the first is {printable(self.records[key[1]].name)}: {error}"
+                    ) from None
+            log.warning("the data cannot be read, next attempt in %.1f s", wait)
+            time.sleep(wait)
+            wait *= 2
+
+    def _sample(self, epoch: int, index: int) -> dict[str, Any]:
+        """The sample, or its replacement. Raises OSError if no file of many can be read, HapError if all that
+        can be are unusable."""
         rng = np.random.default_rng((self.seed, epoch, index))
-        bad = -1
-        for _ in range(32):
+        bad, first, unreachable = -1, None, True
+        for _ in range(ATTEMPTS):
             try:
                 image, annotations = self.read(index)
                 break
-            except (BadSample, OSError):
+            except (BadSample, OSError) as error:
+                first = first or error
+                unreachable &= isinstance(error, OSError)
                 bad = index if bad < 0 else bad
                 index = int(rng.integers(len(self.records)))
         else:
+            if unreachable and isinstance(first, OSError):
+                raise first
             raise HapError(
-                f"32 samples in a row cannot be used, the first is {self.records[bad].name}: {self.why_bad(bad)}"
+                f"{ATTEMPTS} samples in a row cannot be used, "
+                f"the first is {printable(self.records[bad].name)}: {first}"
             )
         return self.transform(image, annotations, rng) | {"index": index, "bad": bad}
 
     def read(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The decoded image, (H, W, 3) uint8 RGB, and the annotations of one record, before any transform."""
         record = self.records[index]
-        return decode_image(record.encoded()), record.annotations()
+        return decode_image(record.encoded(), record.upright), record.annotations()
 
-    def why_bad(self, index: int) -> str:
-        """Read one record again for the reason it cannot be used."""
+    def problem(self, index: int) -> Exception | None:
+        """Read one record again for what makes it unusable; None if it can be read now."""
         try:
             self.read(index)
         except (BadSample, OSError) as error:
-            return str(error)
-        return "readable at the second attempt"
+            return error
+        return None
 
 
 class BadSampleLog:
     """Counts the samples that could not be used, names each once in a file, and stops the run above a share.
 
-    The share is distinct bad samples over the samples of the data set, per rank: each rank may name its own
-    part of what is allowed.
+    The share is distinct damaged samples over the samples of the data set, per rank: each rank may name its own
+    part of what is allowed. Samples without what was asked for (`Unwanted`) are no damage.
     """
 
     def __init__(self, dataset: Dataset, path: Path | None, max_fraction: float, world_size: int = 1):
         self.dataset, self.path = dataset, path
         self.max_fraction = max_fraction
         self.limit = max_fraction * len(dataset) / world_size
-        self.reasons: dict[int, str] = {}
+        self.seen: set[int] = set()
+        self.damaged: list[str] = []
 
     def __call__(self, bad: torch.Tensor) -> None:
         """Note the `bad` column (N,) of a batch."""
         for index in bad[bad >= 0].tolist():
-            if index in self.reasons:
+            if index in self.seen:
                 continue
-            reason = self.reasons[index] = self.dataset.why_bad(index)
-            line = f"{self.dataset.records[index].name}: {reason}"
+            self.seen.add(index)
+            problem = self.dataset.problem(index)
+            reason = printable(str(problem or "readable at the second attempt"))
+            line = f"{printable(self.dataset.records[index].name)}: {reason}"
+            if not isinstance(problem, Unwanted):
+                self.damaged.append(line)
             log.warning("bad sample replaced: %s", line)
             if self.path is not None:
-                with self.path.open("a") as file:
+                with self.path.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
-        if len(self.reasons) > self.limit:
-            named = [f"  {self.dataset.records[i].name}: {why}" for i, why in list(self.reasons.items())[:20]]
-            more = f"\n  ... all of them in {self.path}" if len(self.reasons) > 20 and self.path else ""
+        if len(self.damaged) > self.limit:
+            more = f"\n  ... all of them in {self.path}" if len(self.damaged) > 20 and self.path else ""
             raise HapError(
-                f"{len(self.reasons)} samples cannot be used, above data.max_bad_fraction={self.max_fraction:g} of "
-                f"{len(self.dataset):,} (repair them, or raise the limit):\n" + "\n".join(named) + more
+                f"{len(self.damaged)} samples cannot be used, above data.max_bad_fraction={self.max_fraction:g} of "
+                f"{len(self.dataset):,} (repair them, or raise the limit):\n  "
+                + "\n  ".join(self.damaged[:20])
+                + more
             )
 
 
@@ -165,7 +179,10 @@ class Loader(DataLoader):
         iterator = super().__iter__()
         while True:
             start = time.perf_counter()
-            batch = next(iterator, None)
+            try:
+                batch = next(iterator, None)
+            except HapError as error:  # of a worker: torch wraps the message in its traceback
+                raise HapError(str(error).rpartition(f"{HapError.__name__}: ")[2].strip()) from None
             self.wait_seconds += time.perf_counter() - start
             if batch is None:
                 return

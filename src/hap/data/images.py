@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from hap.data.files import IMAGE_SUFFIXES, list_files, read_file
 from hap.errors import HapError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 @dataclass(frozen=True)
@@ -20,12 +19,14 @@ class ImageRecord:
     file: str  # path within the folder
     part: str
 
+    upright: ClassVar[bool] = True  # photographs, seen as a viewer shows them
+
     @property
     def name(self) -> str:
         return str(self.folder / self.file)
 
     def encoded(self) -> bytes:
-        return (self.folder / self.file).read_bytes()
+        return read_file(self.folder / self.file)
 
     def annotations(self) -> dict[str, Any]:
         """Nothing is known: all 17 keypoints missing; `is_query` says from which folder it is."""
@@ -45,9 +46,8 @@ def read_images(folders: Mapping[str, Path]) -> list[ImageRecord]:
     for part, folder in folders.items():
         if not folder.is_dir():
             raise HapError(f"{part}: folder not found: {folder}")
-        files = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        files = [file for file in files if not file.name.startswith(".")]
+        files = list_files(folder)
         if not files:
-            raise HapError(f"{part}: no images ({', '.join(sorted(SUFFIXES))}) in {folder}")
-        records += [ImageRecord(folder, str(file), part) for file in files]
+            raise HapError(f"{part}: no images ({', '.join(IMAGE_SUFFIXES)}) in {folder}")
+        records += [ImageRecord(folder, file, part) for file in files]
     return records

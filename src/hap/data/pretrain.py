@@ -18,21 +18,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hap.data import safe_pickle
-from hap.data.base import BadSample, Record, Splits
+from hap.data.base import Record, Splits
+from hap.data.decoding import image_size
+from hap.data.files import IMAGE_SUFFIXES, relative
 from hap.data.shards import first_entries, is_packed, read_shards
 from hap.data.stores import FolderStore, LmdbStore, Store, TarStore, map_array
-from hap.errors import HapError
+from hap.data.transforms import inside
+from hap.errors import BadSample, HapError, Unwanted, printable
 
 log = logging.getLogger(__name__)
 
 IMAGES, POSES, LIST = "LUPerson-data", "LUPerson-pose", "cfs_list.pkl"
 MISSING = np.array([-1, -1, 0], np.float32)  # outside every image
-SUFFIXES = (".jpg", ".jpeg", ".png")
 SOURCE = "images: LUPerson's authors, by agreement; poses and cfs_list.pkl: HAP's authors"
 
 
@@ -49,6 +51,8 @@ def read_luperson(
         split_seed: of that draw.
         require_pose: leave out images without a pose; False keeps them with all 17 points missing.
 
+    A look at some poses warns where they do not fit their images.
+
     Raises HapError if nothing is left, or a file that is needed is missing.
     """
     if is_packed(root):
@@ -57,6 +61,7 @@ def read_luperson(
         records = open_luperson(root, cfs_ratio, require_pose)
     if not len(records):
         raise HapError(f"{root} has no image that can be used ({SOURCE})")
+    look_at_points(root, records)
     count = min(num_val, max(1, len(records) // 20))
     held_out = np.zeros(len(records), bool)
     held_out[np.random.default_rng(split_seed).choice(len(records), count, replace=False)] = True
@@ -101,6 +106,8 @@ class Person:
     row: int
     source: "LuPerson" = field(repr=False)
 
+    upright: ClassVar[bool] = False  # the points are those of the pixels as they are stored
+
     def encoded(self) -> bytes:
         return self.source.images.read(self.name)
 
@@ -109,6 +116,10 @@ class Person:
         if self.row < 0:
             return {"keypoints": np.tile(MISSING, (17, 1))}
         points = self.source.poses.read(_stem(self.name), self.row)
+        if points is None:
+            if self.source.require_pose:
+                raise Unwanted("its pose file says that nobody was found")
+            return {"keypoints": np.tile(MISSING, (17, 1))}
         if points.shape != (17, 3):
             raise BadSample(f"its pose has shape {points.shape}, not (17, 3)")
         if not np.isfinite(points).all():
@@ -121,7 +132,7 @@ class LuPerson(Sequence[Person]):
     """The records of an unpacked data set, made when asked for.
 
     `positions` (N,) are their places in the list of `listed` names, ascending; `ranked` says that it is
-    cfs_list.pkl, not the sorted folder. `absent` and `without_pose` are entries that were left out.
+    cfs_list.pkl, not the sorted folder. `absent`, `without_pose` and `repeated` are entries that were left out.
     """
 
     images: Store
@@ -133,6 +144,8 @@ class LuPerson(Sequence[Person]):
     ranked: bool
     absent: Names
     without_pose: Names
+    repeated: Names
+    require_pose: bool
 
     def __len__(self) -> int:
         return len(self.names)
@@ -150,14 +163,29 @@ class PoseFiles:
     def stems(self) -> list[str]:
         return [_stem(name) for name in self.store.names(".npy")]
 
-    def read(self, stem: str, row: int) -> np.ndarray:
+    def read(self, stem: str, row: int) -> np.ndarray | None:
+        """The points of the first person in the file, float32; None where the file says that there is nobody."""
         try:
-            array = safe_pickle.load_npy(self.store.read(f"{stem}.npy"))
-            return np.asarray(array[0][0]["keypoints"] if array.dtype.hasobject else array, np.float32)
+            pose: Any = safe_pickle.load_npy(self.store.read(f"{stem}.npy"))
+            if pose.dtype.hasobject:
+                for key in (0, 0, "keypoints"):
+                    if _is_nothing(pose):
+                        return None
+                    pose = pose[key]
+            if _is_nothing(pose):
+                return None
+            if not isinstance(pose, np.ndarray):
+                pose = [[float(value) for value in point] for _, point in zip(range(18), pose, strict=False)]
+            return np.array(pose, np.float32)
         except HapError as error:
             raise BadSample(f"its pose: {error}") from None
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, OverflowError):
             raise BadSample('its pose file has no [0][0]["keypoints"] of numbers') from None
+
+
+def _is_nothing(value: Any) -> bool:
+    """None, or an empty list or array: what pose tools write where they find no one."""
+    return value is None or (np.size(value) if isinstance(value, np.ndarray) else len(value)) == 0
 
 
 class PoseTable:
@@ -165,7 +193,7 @@ class PoseTable:
 
     def __init__(self, path: Path):
         self.path = path
-        if {"name", "keypoints"} - set(self.table.dtype.names or ()):
+        if {"name", "keypoints"} - set(self.table.dtype.names or ()) or self.table.ndim != 1:
             raise HapError(f"{path} has no columns name and keypoints: write it with write_poses")
 
     @cached_property
@@ -199,10 +227,12 @@ def open_luperson(root: Path, cfs_ratio: float = 1.0, require_pose: bool = True)
     """The records of an unpacked data set in the order of its list. Raises HapError if a part is missing."""
     images, poses = _stores(root)
     log.info("listing %s", root)
-    present = images.names(*SUFFIXES)
+    present = images.names(*IMAGE_SUFFIXES)
+    have = set(present)
     ranked = (root / LIST).is_file()
     listed = _cfs_list(root / LIST) if ranked else present
     used = listed[: first_entries(len(listed), cfs_ratio, ranked, root)]
+    used = [name if name in have else relative(name) or name for name in used]  # "./a.jpg" is "a.jpg"
 
     row_of = {stem: row for row, stem in enumerate(poses.stems())}
     if require_pose and not row_of:
@@ -211,20 +241,66 @@ def open_luperson(root: Path, cfs_ratio: float = 1.0, require_pose: bool = True)
             "require_pose=false trains without them; masks then cannot follow the body"
         )
     rows = np.fromiter((row_of.get(_stem(name), -1) for name in used), np.int64, len(used))
-    have = set(present)
     there = np.fromiter((name in have for name in used), bool, len(used))
-    kept = there & (rows >= 0) if require_pose else there
+    first = _first_of_each(used)
+    kept = there & first & (rows >= 0) if require_pose else there & first
 
     def chosen(mask: np.ndarray) -> Names:
         return Names(used[i] for i in np.flatnonzero(mask))
 
-    absent, without_pose = chosen(~there), chosen(there & ~kept)
-    for names, what in ((absent, f"names in {LIST} have no image"), (without_pose, "images have no pose")):
+    absent, without_pose, repeated = chosen(~there), chosen(there & first & ~kept), chosen(there & ~first)
+    for names, what in (
+        (absent, f"names in {LIST} have no image"),
+        (without_pose, "images have no pose"),
+        (repeated, f"entries of {LIST} name an image again"),
+    ):
         if names:
-            log.warning("%d of %d %s and are left out, first %s", len(names), len(used), what, names[0])
-    positions = np.flatnonzero(kept)
+            message = "%d of %d %s and are left out, first %s"
+            log.warning(message, len(names), len(used), what, printable(names[0]))
     return LuPerson(
-        images, poses, chosen(kept), rows[kept], positions, len(listed), ranked, absent, without_pose
+        *(images, poses, chosen(kept), rows[kept], np.flatnonzero(kept), len(listed), ranked),
+        *(absent, without_pose, repeated, require_pose),
+    )
+
+
+def _first_of_each(names: Sequence[str]) -> np.ndarray:
+    """Which names are there for the first time, bool (N,)."""
+    seen: set[str] = set()
+    first = np.ones(len(names), bool)
+    if len(set(names)) < len(names):
+        for index, name in enumerate(names):
+            first[index] = name not in seen
+            seen.add(name)
+    return first
+
+
+def look_at_points(root: Path, records: Sequence[Any], count: int = 256) -> None:
+    """Warn if the points of evenly spread records do not fit their images: another unit, or another picture's."""
+    low, high, total, within, unscored = np.inf, -np.inf, 0, 0, 0
+    for index in np.unique(np.linspace(0, len(records) - 1, count).astype(int)):
+        try:
+            points = records[index].annotations()["keypoints"]
+            size = image_size(records[index].encoded())
+        except (BadSample, OSError):
+            continue
+        there, stated = inside(points, *size), points[:, 2] > 0
+        total, within = total + int(stated.sum()), within + int((there & stated).sum())
+        unscored += int((there & ~stated).sum())
+        if stated.any():
+            low, high = min(low, points[stated, :2].min()), max(high, points[stated, :2].max())
+    if not total and not unscored:
+        return
+    if not total:
+        seen, cause = f"{unscored:,} body points lie in their image", "but all of them have score 0"
+    elif within < total / 2 or high <= 1:
+        seen = f"of {total:,} body points {within:,} lie in their image; they go from {low:.3g} to {high:.3g}"
+        cause = "as if shares of its size" if high <= 1 else "as if of another picture, or y before x"
+    else:
+        return
+    log.warning(
+        "%s: %s, %s. Points are x, y in pixels of the stored image file, and a score above 0; "
+        "as they are, the masks do not follow the body",
+        *(root, seen, cause),
     )
 
 
@@ -249,6 +325,10 @@ def _cfs_list(path: Path) -> list[str]:
     listed = safe_pickle.load(path)
     if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
         raise HapError(f"{path} is not a pickled list of image names")
+    try:
+        os.fsencode("".join(listed))
+    except UnicodeEncodeError as error:
+        raise HapError(f"{path} holds a name that no file can have: {error}") from None
     return list(listed)
 
 

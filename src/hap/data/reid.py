@@ -5,21 +5,22 @@ trains is the test data, as in every ReID code base, so the last epoch is the on
 """
 
 import csv
+import io
 import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from hap.errors import HapError
+from hap.data.files import LeftOut, file_id, list_files, read_file, read_text, relative, subfolders
+from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 JUNK, DISTRACTOR = -1, 0  # identities of Market-1501: not to be ranked; ranked, but nobody's match
+NOBODY = -2  # what `identity_in_name` says of a distractor: MSMT17 has a person 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,10 @@ class ReidRecord:
     camera: int
     is_query: bool = False
 
+    upright: ClassVar[bool] = False  # as the official code reads them: pixels as they are stored
+
     def encoded(self) -> bytes:
-        return (self.root / self.name).read_bytes()
+        return read_file(self.root / self.name)
 
     def annotations(self) -> dict[str, Any]:
         return {"identity": self.identity, "camera": self.camera, "is_query": self.is_query}
@@ -58,8 +61,9 @@ class Found(NamedTuple):
     camera: int
 
 
-_MARKET_NAME = re.compile(r"(-?\d+)_c(\d+)")
-_MSMT17_NAME = re.compile(r"(\d+)_\d+_(\d+)_\d{4}(?:morning|noon|afternoon)_")
+_MARKET_NAME = re.compile(r"(-?\d{1,9})_c(\d{1,9})(?!\d)(s\d)?", re.ASCII)
+_NUMBER = re.compile(r"\d{1,9}$", re.ASCII)
+_MSMT17_NAME = re.compile(r"(\d{1,9})_\d+_(\d{1,9})_\d{4}(?:morning|noon|afternoon)_", re.ASCII)
 
 Splits = dict[str, list[ReidRecord]]
 Counts = dict[str, tuple[int, int, int]]  # split -> images, people, cameras
@@ -113,29 +117,33 @@ def read_msmt17(root: Path, train_lists: Literal["train+val", "train"] = "train+
         return _splits(root, found, "MSMT17 (repacked, V1 or V2 unknown)", counts)
     version = "V2" if (root / "mask_train_v2").is_dir() else "V1"
     train, test = ("mask_train_v2", "mask_test_v2") if version == "V2" else ("train", "test")
+    there = {folder: set(list_files(root / folder)) for folder in (train, test)}
     found = {
-        "train": [line for part in train_lists.split("+") for line in _msmt17_list(root, part, train)],
-        "query": _msmt17_list(root, "query", test),
-        "gallery": _msmt17_list(root, "gallery", test),
+        "train": _msmt17_lists(root, train_lists.split("+"), train, there[train]),
+        "query": _msmt17_lists(root, ["query"], test, there[test]),
+        "gallery": _msmt17_lists(root, ["gallery"], test, there[test]),
     }
     return _splits(root, found, f"MSMT17 {version}, {train_lists}", counts)
 
 
 def identity_in_name(name: str) -> tuple[int, int] | None:
-    """Person and camera (from 0) as a file is named in Market-1501 or MSMT17; None for junk and other names."""
-    match = _MARKET_NAME.match(name) or _MSMT17_NAME.match(name)
+    """Person and camera (from 0) as a file is named in Market-1501 or MSMT17; None for junk and other names. Of
+    Market-1501's distractors, whose names have a sequence number, the person is `NOBODY`."""
+    market = _MARKET_NAME.match(name)
+    match = market or _MSMT17_NAME.match(name)
     if not match or int(match[1]) == JUNK:
         return None
-    return int(match[1]), int(match[2]) - 1
+    distractor = market and market[3] and int(match[1]) == DISTRACTOR
+    return NOBODY if distractor else int(match[1]), int(match[2]) - 1
 
 
 def read_people(root: Path, table: str = "people.csv") -> Splits:
     """People of one's own: a table, or a folder per person.
 
     The table has the columns `path` (below `root`), `identity` (any text), `split` (train, query or gallery)
-    and, if known, `camera` (any text). Without a table: folders `{train,query,gallery}/IDENTITY/*.jpg`,
-    without cameras. An image without a camera counts as a camera of its own: then only the very same file is
-    left out of the gallery of a query.
+    and, if known, `camera` (any text). Without a table: folders `{train,query,gallery}/IDENTITY/`, with images
+    at any depth, without cameras. An image without a camera counts as a camera of its own: then only the very
+    same file, whatever its name, is left out of the gallery of a query.
 
     Raises:
         HapError: columns, values or images are missing; names the lines.
@@ -144,24 +152,44 @@ def read_people(root: Path, table: str = "people.csv") -> Splits:
     if (root / table).is_file():
         rows = _table(root, table)
     elif (root / "train").is_dir():
-        rows = [
-            (split, f"{split}/{person}/{file}", person, "")
-            for split in ("train", "query", "gallery")
-            for person in _visible(root / split)
-            if (root / split / person).is_dir()
-            for file in _visible(root / split / person)
-            if file.lower().endswith(IMAGE_SUFFIXES)
-        ]
+        rows = [row for split in ("train", "query", "gallery") for row in _person_folders(root, split)]
     else:
         raise HapError(
             f"{root} has neither {table} (columns path, identity, split, camera) nor folders "
             f"{{train,query,gallery}}/IDENTITY/*.jpg"
         )
-    cameras = {camera: i for i, camera in enumerate(sorted({camera or path for _, path, _, camera in rows}))}
     found: dict[str, list[Found]] = {"train": [], "query": [], "gallery": []}
-    for split, path, person, camera in rows:
-        found[split].append(Found(path, person, cameras[camera or path]))
+    for (split, path, person, _), camera in zip(rows, _cameras(root, rows), strict=True):
+        found[split].append(Found(path, person, camera))
     return _splits(root, {k: sorted(v) for k, v in found.items()}, "people", None)
+
+
+Row = tuple[str, str, str, str]  # split, path below the root, identity, camera ("" if unknown)
+
+
+def _person_folders(root: Path, split: str) -> list[Row]:
+    rows, left_out = [], LeftOut()
+    for name in list_files(root / split, left_out=left_out):
+        person, below, _ = name.partition("/")
+        if below:
+            rows.append((split, f"{split}/{name}", person, ""))
+        else:
+            left_out.add("not in a folder of a person", name)
+    left_out.log(root / split)
+    return rows
+
+
+def _cameras(root: Path, rows: Sequence[Row]) -> list[int]:
+    """A number for the camera of each row. Where none is given: that of the same file in another row, else one
+    of its own, the same for all names of the file."""
+    files = [path if split == "train" else file_id(root / path) for split, path, _, _ in rows]
+    keys: dict[Any, tuple[int, str]] = {}
+    for file, (_, path, _, camera) in sorted(zip(files, rows, strict=True), key=lambda row: row[1][1]):
+        if camera or file not in keys:
+            keys[file] = (0, camera) if camera else (1, path)
+    cameras = [(0, row[3]) if row[3] else keys[file] for file, row in zip(files, rows, strict=True)]
+    numbers = {camera: i for i, camera in enumerate(sorted(set(cameras)))}
+    return [numbers[camera] for camera in cameras]
 
 
 def _splits(root: Path, found: dict[str, list[Found]], title: str, published: Counts | None) -> Splits:
@@ -174,9 +202,29 @@ def _splits(root: Path, found: dict[str, list[Found]], title: str, published: Co
         if published and counts != published[split]:
             expected = "{:,} images of {:,} people, {:,} cameras".format(*published[split])
             log.warning("%s: %s is not the published set, which has %s", title, split, expected)
+    _check_same_files(root, found["query"], found["gallery"])
     train = _number(root, found["train"])
     test = _number(root, found["query"] + found["gallery"], queries=len(found["query"]))
     return {"train": train, "val": test, "test": test}
+
+
+def _check_same_files(root: Path, queries: Sequence[Found], gallery: Sequence[Found]) -> None:
+    """An image must not find itself: a file in both is left out for having one person and one camera, or else it
+    is a mistake in the data."""
+    named: dict[Any, list[Found]] = {}
+    for item in queries:
+        named.setdefault(file_id(root / item.name), []).append(item)
+    wrong = [
+        f"{printable(query.name)} and {printable(item.name)}"
+        for item in gallery
+        for query in named.get(file_id(root / item.name), ())
+        if (query.person, query.camera) != (item.person, item.camera)
+    ]
+    if wrong:
+        raise HapError(
+            f"{root}: {len(wrong)} images are one file in query and gallery, but of different people or cameras"
+            + _first(wrong)
+        )
 
 
 def _number(root: Path, items: Sequence[Found], queries: int = 0) -> list[ReidRecord]:
@@ -199,19 +247,10 @@ def _locate(root: Path, markers: str | tuple[str, ...], usual: str) -> Path:
             )
         if matches:
             return matches[0]
-        level = sorted(entry for folder in level for entry in folder.iterdir() if entry.is_dir())
+        level = [entry for folder in level for entry in subfolders(folder)]
     raise HapError(
         f"no {' or '.join(markers)} in {root} or the folders below it: data.root is the unpacked data set "
         f"(usually named {usual})"
-    )
-
-
-def _visible(folder: Path) -> list[str]:
-    """Sorted names in a folder, without hidden files and the leftovers of Windows and macOS."""
-    if not folder.is_dir():
-        raise HapError(f"folder not found: {folder}")
-    return sorted(
-        n for n in os.listdir(folder) if not n.startswith(".") and n not in ("Thumbs.db", "__MACOSX")
     )
 
 
@@ -222,11 +261,14 @@ def _market_folders(root: Path, no_query: Iterable[int]) -> dict[str, list[Found
 
 def _market_folder(root: Path, folder: str, no_query: Iterable[int]) -> list[Found]:
     """Parse base names only: the official code searches the whole path, and `/data/exp_10_c2/` is a match."""
-    found, unparsed = [], []
-    for name in _visible(root / folder):
+    found, left_out = [], LeftOut()
+    for name in list_files(root / folder, left_out=left_out):
         match = _MARKET_NAME.match(name)
-        if not match or not name.lower().endswith(IMAGE_SUFFIXES):
-            unparsed.append(f"{name}: not an image named PERSON_cCAMERA...")
+        if "/" in name:
+            left_out.add("in a folder below", name)
+            continue
+        if not match:
+            left_out.add("not an image named PERSON_cCAMERA...", name)
             continue
         person, camera = int(match[1]), int(match[2])
         if folder == "query" and person in no_query:
@@ -235,67 +277,84 @@ def _market_folder(root: Path, folder: str, no_query: Iterable[int]) -> list[Fou
             )
         if person != JUNK:
             found.append(Found(f"{folder}/{name}", f"{person:04d}", camera - 1))
-    if unparsed:
-        log.warning("%s: %d files left out%s", root / folder, len(unparsed), _first(unparsed))
+    left_out.log(root / folder)
     return found
 
 
-def _msmt17_list(root: Path, part: str, folder: str) -> list[Found]:
-    """One list in its own order; every listed image must be there."""
-    path = root / f"list_{part}.txt"
-    if not path.is_file():
-        raise HapError(
-            f"list not found: {path} (MSMT17 comes with list_train, list_val, list_query, list_gallery)"
-        )
-    names = cache(lambda directory: set(os.listdir(directory)) if directory.is_dir() else set())
-    found, missing = [], []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        listed, _, person = line.strip().rpartition(" ")
-        directory, base = os.path.split(listed)
-        fields = base.split("_")
-        if not person.isdecimal() or len(fields) < 3 or not fields[2].isdecimal():
-            raise HapError(f"{path}, line {number}: expected 'PPPP/PPPP_III_CC_....jpg PERSON', got {line!r}")
-        if base not in names(root / folder / directory):
-            missing.append(f"line {number}: {folder}/{listed}")
-        found.append(Found(f"{folder}/{listed}", f"{int(person):04d}", int(fields[2]) - 1))
-    if missing:
-        raise HapError(f"{path} names {len(missing)} missing images{_first(missing)}")
-    return found
-
-
-def _table(root: Path, table: str) -> list[tuple[str, str, str, str]]:
-    """Rows (split, path, identity, camera) of the CSV table; all mistakes are reported together."""
-    rows, errors = [], []
-    with (root / table).open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        lacking = [c for c in ("path", "identity", "split") if c not in columns]
-        if lacking:
+def _msmt17_lists(root: Path, parts: Sequence[str], folder: str, there: set[str]) -> list[Found]:
+    """The lists of a split in their own order; every listed image must be there, and counts once."""
+    found: dict[str, Found] = {}
+    for part in parts:
+        path = root / f"list_{part}.txt"
+        if not path.is_file():
             raise HapError(
-                f"{root / table}: no column {', '.join(lacking)}; the first line has {', '.join(columns)}"
+                f"list not found: {path} (MSMT17 comes with list_train, list_val, list_query, list_gallery)"
             )
-        seen: dict[tuple[str, str], int] = {}
-        for row in reader:
-            split, path, person, camera = (
-                (row.get(c) or "").strip() for c in ("split", "path", "identity", "camera")
-            )
-            if row.get(None):
-                problem = "more fields than the first line"
-            elif not person:
-                problem = "no identity"
-            elif split not in ("train", "query", "gallery"):
-                problem = f"split {split!r} is not train, query or gallery"
-            elif not path or not (root / path).is_file():
-                problem = f"image not found: {path!r}"
-            elif (split, path) in seen:
-                problem = f"the same image as line {seen[split, path]}"
-            else:
-                seen[split, path] = reader.line_num
-                rows.append((split, path, person, camera))
+        missing, again = [], []
+        for number, line in enumerate(read_text(path).split("\n"), start=1):
+            if not line.strip():
                 continue
-            errors.append(f"line {reader.line_num}: {problem}")
+            listed, _, person = line.strip().rpartition(" ")
+            name = relative(listed)
+            fields = listed.rpartition("/")[2].split("_")
+            if not _NUMBER.match(person) or len(fields) < 3 or not _NUMBER.match(fields[2]):
+                raise HapError(
+                    f"{path}, line {number}: expected 'PPPP/PPPP_III_CC_....jpg PERSON', got {line!r}"
+                )
+            if name is None:
+                raise HapError(f"{path}, line {number}: {listed!r} leads out of {folder}")
+            item = Found(f"{folder}/{name}", f"{int(person):04d}", int(fields[2]) - 1)
+            if name not in there:
+                missing.append(f"line {number}: {printable(item.name)}")
+            if found.setdefault(name, item) != item:
+                raise HapError(f"{path}, line {number}: {listed!r} is another person in a line before")
+            if found[name] is not item:
+                again.append(f"line {number}: {printable(item.name)}")
+        if missing:
+            raise HapError(f"{path} names {len(missing)} missing images{_first(missing)}")
+        if again:
+            log.warning("%s names %d images again, which count once%s", path, len(again), _first(again))
+    return list(found.values())
+
+
+def _table(root: Path, table: str) -> list[Row]:
+    """Rows of the CSV table; all mistakes are reported together."""
+    reader = csv.DictReader(io.StringIO(read_text(root / table)))
+    try:
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        lines = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise HapError(f"{root / table}, line {reader.line_num}: {error}") from None
+    lacking = [c for c in ("path", "identity", "split") if c not in columns]
+    if lacking:
+        raise HapError(
+            f"{root / table}: no column {', '.join(lacking)}; the first line has {', '.join(columns)}"
+        )
+    rows, errors = [], []
+    seen: dict[Any, int] = {}
+    for number, row in lines:
+        split, listed, person, camera = (
+            (row.get(c) or "").strip() for c in ("split", "path", "identity", "camera")
+        )
+        path = relative(listed)
+        if row.get(None):
+            problem = "more fields than the first line"
+        elif not person:
+            problem = "no identity"
+        elif split not in ("train", "query", "gallery"):
+            problem = f"split {split!r} is not train, query or gallery"
+        elif path is None:
+            problem = f"path {listed!r} is empty or leads out of {root}"
+        elif not os.path.isfile(root / path):
+            problem = f"image not found: {listed!r}"
+        elif (file := (split, file_id(root / path))) in seen:
+            problem = f"the same image as line {seen[file]}"
+        else:
+            seen[file] = number
+            rows.append((split, path, person, camera))
+            continue
+        errors.append(f"line {number}: {problem}")
     if errors:
         raise HapError(f"{root / table} has {len(errors)} mistakes{_first(errors)}")
     return rows

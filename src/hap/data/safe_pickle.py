@@ -2,11 +2,15 @@
 
 A pickle is a program: loading one from the internet with `pickle.load` or `np.load(allow_pickle=True)` runs
 whatever its author put in. The unpickler here knows the few names that build plain data and refuses the rest.
+Those few are dangerous, too, in the hands of C code that trusts them: NumPy writes outside an array whose shape
+and content differ, Python overflows its stack on nested tuples, and seven bytes can ask for gigabytes. So the
+file is walked over before it is run, and types and arrays are made here, from checked values.
 """
 
-import importlib
 import io
+import math
 import pickle
+import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,26 +21,148 @@ from numpy.lib import format as npy
 
 from hap.errors import HapError
 
+MAX_NPY = 1 << 20  # bytes of a .npy file: a pose has some hundred
+MAX_TUPLES = 10_000  # in one pickle: hashing that many within each other fits the stack
+
 Names = Mapping[tuple[str, str], Callable[..., Any]]
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
-def _real(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
+class _Dtype:
+    """Stands for a dtype while its pickle is read: NumPy's own takes any state, and a lie in it moves memory."""
+
+    def __init__(self, spec: Any, align: Any = False, copy: Any = False):
+        self.dtype = np.dtype(spec if isinstance(spec, str) else "V")
+        if self.dtype.kind not in "biufcSUO":
+            raise HapError("it holds a type that is not plain")
+
+    def __setstate__(self, state: Any) -> None:
+        _, order, *rest = state
+        if rest[:3] != [None, None, None]:  # subarray, names, fields
+            raise HapError("it holds a type that is not plain")
+        if order in ("<", ">", "="):
+            self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array(np.ndarray):
+    """An array that compares shape and content before it takes them."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        content = _bytes_2(content)
+        state = (1, shape, _checked(shape, dtype, content), bool(fortran), content)
+        super().__setstate__(state)  # type: ignore[arg-type]
+
+
+def _checked(shape: Any, dtype: Any, content: Any) -> np.dtype:
+    """The dtype of an array whose shape, dtype and content fit each other."""
+    if not (isinstance(dtype, _Dtype) and isinstance(shape, tuple) and all(type(n) is int for n in shape)):
+        raise HapError("it holds a damaged array")
+    kind, size = (list, 1) if dtype.dtype.hasobject else (bytes, dtype.dtype.itemsize)
+    if type(content) is not kind or len(content) != math.prod(shape) * size or min(shape, default=0) < 0:
+        raise HapError("it holds an array whose shape and content differ")
+    return dtype.dtype
+
+
+def _bytes_2(content: Any) -> Any:
+    """Python 2 wrote bytes as what is read as a string."""
+    return content.encode("latin1") if isinstance(content, str) else content
+
+
+_NDARRAY = "numpy.ndarray"  # a word, not the class: it is an argument of _reconstruct and must not be called
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    if kind != _NDARRAY or shape != (0,):
+        raise HapError("it holds a damaged array")
+    return _Array((0,), np.int8)
+
+
+def _frombuffer(content: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if order not in ("C", "F"):
+        raise HapError("it holds a damaged array")
+    array = np.frombuffer(bytes(content), _checked(shape, dtype, bytes(content)))
+    return np.reshape(array, shape, "F" if order == "F" else "C").copy(order="K").view(_Array)
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    content = _bytes_2(content)
+    return np.frombuffer(content, _checked((1,), dtype, content))[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise HapError(f"it contains code (_codecs.encode to {encoding})")
+    return text.encode("latin1")
 
 
 # numpy 1 writes numpy.core, numpy 2 numpy._core: either version of numpy must read the other's files.
-_CORE = "numpy._core" if hasattr(np, "_core") else "numpy.core"
 _PLAIN: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Dtype,
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _real("_codecs", "encode"),  # bytes in protocol 2
+    ("_codecs", "encode"): _encode,  # bytes in protocol 2
 } | {
-    (f"{package}.{module}", name): _real(f"{_CORE}.{module}", name)
+    (f"{package}.{module}", name): function
     for package in ("numpy.core", "numpy._core")
-    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    for module, name, function in (
+        ("multiarray", "_reconstruct", _reconstruct),
+        ("multiarray", "scalar", _scalar),
+        ("numeric", "_frombuffer", _frombuffer),
+    )
 }
+
+
+class _Call:
+    """A function without attributes that a pickle could set."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+# Of each opcode: the bytes of its argument, or minus what pickletools calls a line or a length in front of it.
+_SIZES = {ord(op.code): op.arg.n if op.arg else 0 for op in pickletools.opcodes}
+_LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_PUTS = frozenset(b"qr")  # with the index as a number of 1 and of 4 bytes
+_TUPLES = frozenset(b"t\x85\x86\x87")
+_TWO_LINES = frozenset(b"ci")
+
+
+def _walk(data: bytes) -> None:
+    """Compare what a pickle announces with what is there, before C code allocates it: lengths, and indices of
+    its memory, which a pickler counts up. Raises HapError; IndexError or ValueError if it is cut off."""
+    position = count = tuples = 0
+    while (code := data[position]) != 0x2E:  # STOP
+        position += 1
+        count += 1
+        size = _SIZES[code]
+        if size > 0:
+            end = position + size
+            if code in _PUTS and int.from_bytes(data[position:end], "little") > count:
+                raise HapError("it asks for memory that it does not use")
+            position = end
+        elif size == 0:
+            tuples += code in _TUPLES
+        elif size == pickletools.UP_TO_NEWLINE:
+            end = data.index(b"\n", position)
+            if code == 0x70 and int(data[position:end]) > count:  # PUT, the index as text
+                raise HapError("it asks for memory that it does not use")
+            position = end + 1 if code not in _TWO_LINES else data.index(b"\n", end + 1) + 1
+        else:
+            start = position + _LENGTHS[size]
+            position = start + int.from_bytes(data[position:start], "little")
+    if tuples > MAX_TUPLES:
+        raise HapError(f"it holds more than {MAX_TUPLES:,} tuples")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -47,7 +173,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.known:
             raise HapError(f"it contains code ({module}.{name})")
-        return self.known[module, name]
+        known = self.known[module, name]
+        return known if known in (_NDARRAY, OrderedDict) or (module, name) not in _PLAIN else _Call(known)
 
 
 def load(source: Path | bytes, extra: Names | None = None) -> Any:
@@ -60,35 +187,69 @@ def load(source: Path | bytes, extra: Names | None = None) -> Any:
     Raises HapError for a file that names anything else, or that is damaged; OSError if it cannot be read.
     """
     data, where = _bytes(source)
-    return _unpickle(io.BytesIO(data), where, extra or {})
+    return _unpickle(data, where, extra or {})
 
 
 def load_npy(source: Path | bytes) -> np.ndarray:
     """Read a .npy file, also one that holds a pickled object array, as `load` does.
 
-    Raises HapError for a file that names anything but data, or that is damaged; OSError if it cannot be read.
+    Raises HapError for a file that names anything but data, that is damaged, or above MAX_NPY; OSError if it
+    cannot be read.
     """
     data, where = _bytes(source)
+    if len(data) > MAX_NPY:
+        raise HapError(f"{where} is not a pose: it has {len(data):,} bytes, more than {MAX_NPY:,}")
     file = io.BytesIO(data)
     try:
-        shape, _, dtype = _HEADERS[npy.read_magic(file)](file)
+        shape, fortran, dtype = _HEADERS[npy.read_magic(file)](file)
+        body = data[file.tell() :]
         if not dtype.hasobject:
-            return np.load(io.BytesIO(data), allow_pickle=False)
+            if len(body) != math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"its header says {shape} of {dtype}, {len(body)} bytes follow")
+            return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C").copy()
     except Exception as error:  # numpy parses the header as Python: a damaged one fails in many ways
         raise HapError(f"{where} is not a readable .npy file: {error!r}") from None
-    array = _unpickle(file, where, {})
-    if not isinstance(array, np.ndarray) or array.size != np.prod(shape):
+    array = _unpickle(body, where, {})
+    if not isinstance(array, np.ndarray) or array.size != math.prod(shape):
         raise HapError(f"{where} is not a readable .npy file: its header says {shape}, its content differs")
-    return array.reshape(shape)
+    return np.asarray(array).reshape(shape)
+
+
+def _finished(value: Any, done: dict[int, Any]) -> Any:
+    """NumPy's own arrays in place of `_Array`s, wherever they are."""
+    if type(value) in (str, bytes, int, float, bool) or value is None:
+        return value
+    if id(value) in done:
+        return done[id(value)][1]
+    if isinstance(value, _Dtype):
+        return value.dtype
+    result = value
+    if isinstance(value, _Array):
+        result = value.view(np.ndarray)
+    done[id(value)] = value, result  # keeps the value, so that no other has its id
+    if isinstance(result, np.ndarray) and result.dtype.hasobject:
+        for place, item in enumerate(result.flat):
+            result.flat[place] = _finished(item, done)
+    elif type(value) is tuple:
+        result = tuple(_finished(item, done) for item in value)
+        done[id(value)] = value, result
+    elif isinstance(value, list):
+        value[:] = [_finished(item, done) for item in value]
+    elif isinstance(value, dict):
+        value.update({key: _finished(item, done) for key, item in value.items()})
+    if hasattr(value, "__dict__"):
+        _finished(vars(value), done)
+    return result
 
 
 def _bytes(source: Path | bytes) -> tuple[bytes, str]:
     return (source, "the pickle") if isinstance(source, bytes) else (source.read_bytes(), str(source))
 
 
-def _unpickle(file: io.BytesIO, where: str, extra: Names) -> Any:
+def _unpickle(data: bytes, where: str, extra: Names) -> Any:
     try:
-        return _Unpickler(file, extra).load()
+        _walk(data)
+        return _finished(_Unpickler(io.BytesIO(data), extra).load(), {})
     except HapError as error:
         raise HapError(f"{where} refused: {error}; only plain data is read") from None
     except Exception as error:  # a damaged pickle fails in any way: EOFError, TypeError, MemoryError, ...

@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from hap.data.base import BadSample
 from hap.data.stores import RandomFile, map_array
-from hap.errors import HapError
+from hap.errors import BadSample, HapError
 
 MANIFEST, PLAN, FORMAT = "manifest.json", "notes/plan.json", "hap-shards-1"
 POINTS = 17 * 3 * 4  # bytes of the points, which end the sample
@@ -65,6 +64,8 @@ class PackedPerson:
     size: int
     length: int
     crc: int
+
+    upright: ClassVar[bool] = False
 
     @cached_property
     def _sample(self) -> bytes:

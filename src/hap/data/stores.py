@@ -4,16 +4,28 @@ A store lists names and reads one by its name, from any number of processes: not
 to a worker, and no file position is shared.
 """
 
+import multiprocessing
 import os
+import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from hap.errors import HapError
+from hap.data.files import (
+    HIDDEN,
+    IMAGE_SUFFIXES,
+    MAX_BYTES,
+    LeftOut,
+    is_hidden,
+    list_files,
+    read_file,
+    relative,
+)
+from hap.errors import BadSample, HapError, printable
 
 
 class Store(Protocol):
@@ -21,7 +33,7 @@ class Store(Protocol):
         """The names that end in one of the lower-case `suffixes`, in any case, sorted."""
 
     def read(self, name: str) -> bytes:
-        """The content of one file. Raises OSError."""
+        """The content of one file. Raises BadSample or OSError."""
 
 
 class RandomFile:
@@ -63,20 +75,10 @@ class FolderStore:
         self.folder = folder
 
     def names(self, *suffixes: str) -> list[str]:
-        found, folders = [], [""]
-        while folders:
-            prefix = folders.pop()
-            with os.scandir(self.folder / prefix) as entries:
-                for entry in entries:  # one readdir per folder, no stat per file
-                    if entry.name.lower().endswith(suffixes):
-                        found.append(prefix + entry.name)
-                    elif entry.is_dir():
-                        folders.append(f"{prefix}{entry.name}/")
-        return sorted(found)
+        return list_files(self.folder, suffixes)
 
     def read(self, name: str) -> bytes:
-        with open(f"{self.folder}/{name}", "rb") as file:
-            return file.read()
+        return read_file(f"{self.folder}/{name}")
 
 
 class _Archive:
@@ -87,38 +89,95 @@ class _Archive:
     def names(self, *suffixes: str) -> list[str]:
         return sorted(name for name in self.index if name.lower().endswith(suffixes))
 
+    def _fill(self, entries: Iterable[tuple[str, str, Any]], left_out: LeftOut, where: Path) -> None:
+        """Index (name of an entry, archive, place) by the entry's one name. Raises HapError if two entries have
+        one name: neither may be lost."""
+        self.index = {}
+        archives: dict[str, str] = {}
+        twice = []
+        for entry, archive, place in entries:
+            path = relative(entry.lstrip("/"))
+            if path is None:
+                left_out.add("a name that leads out of the archive", entry)
+                continue
+            name = self.name_of(path)
+            if any(map(is_hidden, path.split("/"))):
+                left_out.add(HIDDEN, entry)
+            elif not name.lower().endswith((*IMAGE_SUFFIXES, ".npy")):
+                left_out.add(f"not {', '.join(IMAGE_SUFFIXES)} or .npy", entry)
+            elif name in self.index:
+                twice.append(f"{printable(entry)} in {archive} and {archives[name]}")
+            else:
+                self.index[name] = place
+                archives[name] = archive
+        left_out.log(where)
+        if twice:
+            more = f"\n  ... and {len(twice) - 5} more" if len(twice) > 5 else ""
+            raise HapError(
+                f"{where}: different entries have one name; rename them:\n  " + "\n  ".join(twice[:5]) + more
+            )
+
     @staticmethod
-    def name_of(entry: str) -> str:
+    def name_of(path: str) -> str:
         """Entries may have the official folders in front: "x/LUPerson-data/a/b.jpg" and "a/b.jpg" are one."""
         for folder in ("LUPerson-data/", "LUPerson-pose/"):
-            entry = entry.rpartition(folder)[2]
-        return entry.removeprefix("./")
+            path = path.rpartition(folder)[2]
+        return path
 
 
 class TarStore(_Archive):
-    """The members of uncompressed tar archives. Raises HapError for one that is compressed or cut off."""
+    """The members of uncompressed tar archives. Raises HapError for one that is compressed or cut off, and for
+    different members of one name."""
 
     def __init__(self, paths: list[Path]):
         self.files = [RandomFile(path) for path in paths]
-        self.index = {}
-        for number, path in enumerate(paths):
-            for member in _members(path):
-                self.index[self.name_of(member.name)] = (number, member.offset_data, member.size)
+        left_out = LeftOut()
+        entries = (
+            (name, path.name, (number, *place))
+            for number, path in enumerate(paths)
+            for name, place in _members(path, left_out).items()
+        )
+        self._fill(entries, left_out, paths[0].parent)
 
     def read(self, name: str) -> bytes:
         number, offset, size = self.index[name]
+        if size > MAX_BYTES:
+            raise BadSample(f"the file has {size:,} bytes, more than {MAX_BYTES:,}")
         return self.files[number].read(offset, size)
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+def _members(path: Path, left_out: LeftOut) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, size) of the files in an archive; links are the files that they lead to."""
+    found: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every one
-                if member.isfile():
-                    yield member
+                if member.isfile() and not member.issparse():
+                    if member.name in found:
+                        left_out.add("an older version: the archive has the name again", member.name)
+                    found[member.name] = (member.offset_data, member.size)
+                elif member.islnk():
+                    links[posixpath.normpath(member.name)] = posixpath.normpath(member.linkname)
+                elif member.issym():
+                    folder = posixpath.dirname(member.name)
+                    target = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    links[posixpath.normpath(member.name)] = target
+                elif not member.isdir():
+                    left_out.add("no plain file", member.name)
     except tarfile.TarError as error:
         raise HapError(f"{path} is not a complete, uncompressed tar archive: {error}") from None
+    places = {posixpath.normpath(name): place for name, place in found.items()} if links else {}
+    for name, target in links.items():
+        for _ in range(8):  # a link may lead to a link
+            if target not in places:
+                target = links.get(target, target)
+        if target in places:
+            found[name] = places[target]
+        else:
+            left_out.add("a link to what the archive has not", name)
+    return found
 
 
 class LmdbStore(_Archive):
@@ -128,8 +187,9 @@ class LmdbStore(_Archive):
         self.folder = folder
         with self._transaction as transaction:
             keys = [os.fsdecode(bytes(key)) for key in transaction.cursor().iternext(values=False)]
-        self.index = {self.name_of(key if "." in key else f"{key}.jpg"): key for key in keys}
         del self._transaction  # an environment does not survive a fork
+        entries = ((key if "." in key else f"{key}.jpg", "the LMDB", key) for key in keys)
+        self._fill(entries, LeftOut(), folder)
 
     @cached_property
     def _transaction(self) -> Any:
@@ -143,7 +203,13 @@ class LmdbStore(_Archive):
             raise HapError(f"{self.folder} is not a readable LMDB: {error}") from None
 
     def read(self, name: str) -> bytes:
-        return bytes(self._transaction.get(os.fsencode(self.index[name])))
+        value = self._transaction.get(os.fsencode(self.index[name]))
+        data = None if value is None else bytes(value)
+        if multiprocessing.parent_process() is None:  # workers are forked from here, where none may be open
+            del value, self._transaction
+        if data is None:
+            raise BadSample("the LMDB has it no longer")
+        return data
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_transaction"}

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hap.data.base import Dataset
+from hap.data.files import file_id
 from hap.data.images import ImageRecord
-from hap.data.reid import identity_in_name
-from hap.errors import HapError
+from hap.data.reid import NOBODY, identity_in_name
+from hap.errors import HapError, printable
 from hap.metrics.ranking import top_matches
 from hap.metrics.retrieval import RetrievalMetric
 from hap.models.heads import ReidLem, ReidOutput, ReidViT
@@ -100,7 +101,7 @@ class Reid(Task):
         Images of the query's person by the query's camera are left out where the file names tell both, as in
         the evaluation. The very same file always is.
         """
-        features, who = rows["feature"], people_in_names(records)
+        features, (who, told) = rows["feature"], people_in_names(records)
         is_query = torch.tensor([record.part == "query" for record in records])
         query, gallery = is_query.nonzero().squeeze(1), (~is_query).nonzero().squeeze(1)
         index, distance = top_matches(
@@ -111,13 +112,18 @@ class Reid(Task):
         )
         row, rank = (index >= 0).nonzero(as_tuple=True)
         asked, found, distance = query[row], gallery[index[row, rank]], distance[row, rank]
-        known = (who[asked, 0] >= 0) & (who[found, 0] >= 0)
+        known = told[asked] & told[found]
         same = who[asked, 0] == who[found, 0]
 
         names = np.array([record.name for record in records])
         np.savez(folder / "features.npz", names=names, features=features.numpy(), is_query=is_query.numpy())
         verdict = np.where(known, np.where(same, "true", "false"), "")
-        with (folder / "rankings.csv").open("w", newline="") as file:
+        with (folder / "rankings.csv").open(
+            "w",
+            newline="",
+            encoding="utf-8",
+            errors="surrogateescape",  # names as the file system has them
+        ) as file:
             writer = csv.writer(file)
             writer.writerow(["query", "rank", "gallery", "distance", "same_person"])
             places = (rank + 1).tolist()
@@ -188,17 +194,24 @@ class Reid(Task):
             log.warning("task.model.num_classes=%d, but only %d people to train on", classes, people)
 
 
-def people_in_names(records: Sequence[ImageRecord]) -> torch.Tensor:
-    """Person and camera of each image by its file name, int64 (N, 2). Where the name does not tell: a negative
-    person of its own, the same for the very same file."""
-    unknown: dict[Path, int] = {}
-    rows = []
-    for record in records:
-        file = (record.folder / record.file).resolve()
-        rows.append(
-            identity_in_name(Path(record.file).name) or (-1 - unknown.setdefault(file, len(unknown)), 0)
-        )
-    return torch.tensor(rows)
+def people_in_names(records: Sequence[ImageRecord]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Person and camera of each image by its file name, int64 (N, 2), and whether the name tells, bool (N,).
+
+    Where it does not, and for distractors, who are nobody's match: a negative person of its own. All names of
+    one file (links, hard links) have the same row, so that no image finds itself.
+    """
+    files = [file_id(record.folder / record.file) for record in records]
+    told: dict[Any, set[tuple[int, int]]] = {}
+    for file, record in zip(files, records, strict=True):
+        who = identity_in_name(Path(record.file).name)
+        told.setdefault(file, set()).update({who} if who else ())
+    rows = {}
+    for number, (file, names) in enumerate(told.items(), start=1):
+        tells = len(names) == 1  # names that contradict each other do not
+        person, camera = next(iter(names)) if tells else (NOBODY, 0)
+        rows[file] = (-number, 0, tells) if person == NOBODY else (person, camera, tells)
+    found = torch.tensor([rows[file] for file in files])
+    return found[:, :2], found[:, 2].bool()
 
 
 def frame(same: Any, known: Any = True) -> tuple[int, int, int]:
@@ -217,7 +230,7 @@ def strip(
 
     def tile(index: int, colour: tuple[int, int, int], text: str) -> Tile:
         image = dataset[0, index]["image"].permute(1, 2, 0).numpy()  # (H, W, 3)
-        return Tile(image, colour, (Path(dataset.records[index].name).stem, text))
+        return Tile(image, colour, (printable(Path(dataset.records[index].name).stem), text))
 
     found = zip(gallery, distance, frames, strict=True)
     ranked = [tile(i, colour, f"{rank}: {d:.3f}") for rank, (i, d, colour) in enumerate(found, start=1)]
