@@ -1,12 +1,8 @@
-"""What accompanies a run: checkpoints and safety, throughput, progress, pictures, predictions."""
+"""What accompanies a run: throughput, progress, pictures, predictions. (Checkpoints are in hap.safety.)"""
 
 import logging
-import os
-import signal
-import subprocess
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import cv2
@@ -19,146 +15,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import default_collate
 
-from hap.checkpointing import step_of
-from hap.errors import HapError
 from hap.flops import device_peak
 
 log = logging.getLogger(__name__)
-
-
-class Checkpoints(L.Callback):
-    """Writes checkpoints, and stops all ranks together: on a non-finite loss, or on SIGTERM and SIGUSR2 (SLURM
-    before the time is up) after saving. Under SLURM the latter also asks for the job to be queued again.
-
-    The ranks agree by one small all-reduce per step, read one step later: the device is never waited for.
-
-    Args:
-        every_n_steps, every_n_epochs, every_n_minutes: when to write; None for never. The end of training
-            always writes.
-        keep: how many of the newest stay; None keeps all. `last.ckpt` points to the newest.
-    """
-
-    def __init__(
-        self,
-        every_n_steps: int | None = None,
-        every_n_epochs: int | None = 1,
-        every_n_minutes: float | None = None,
-        keep: int | None = 3,
-    ):
-        self.every_n_steps, self.every_n_epochs, self.every_n_minutes = (
-            every_n_steps,
-            every_n_epochs,
-            every_n_minutes,
-        )
-        self.keep = keep
-        self._signal = 0
-        self._pending: tuple[torch.Tensor, torch.cuda.Event | None, int, torch.Tensor] | None = None
-        self._saved_at = time.monotonic()
-        self._handlers: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Any, task: Any) -> None:
-        # Lightning asks all ranks for a SIGTERM before every step and waits for the answer; `_agree` does not wait.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        # After Lightning has installed its own handlers: those communicate from inside the handler.
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            self._handlers[number] = signal.signal(number, self._on_signal)
-        self._saved_at = time.monotonic()
-
-    def on_train_end(self, trainer: Any, task: Any) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, _: FrameType | None) -> None:
-        self._signal = number
-
-    def on_train_batch_end(
-        self,
-        trainer: Any,
-        task: Any,
-        outputs: Any,
-        batch: dict[str, torch.Tensor],
-        batch_idx: int,
-    ) -> None:
-        not_finite, stop, minutes_up = self._agree(trainer, outputs["loss"], batch["index"])
-        if not_finite:
-            self._report_not_finite(trainer, not_finite)
-        if trainer.fit_loop.epoch_loop._should_accumulate():
-            self._signal = self._signal or stop  # in the middle of a step: stop after it
-            return
-        step, epoch_done = trainer.global_step, trainer.is_last_batch
-        due = (
-            stop
-            or minutes_up
-            or (self.every_n_steps and step % self.every_n_steps == 0)
-            or (epoch_done and self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0)
-            or (epoch_done and trainer.current_epoch + 1 == trainer.max_epochs)
-            or step == trainer.max_steps
-        )
-        if due:
-            self._save(trainer, task)
-        if stop:
-            trainer.should_stop = True
-            rank_zero_only(log.warning)(
-                "stopped by signal %d after step %d, which is saved; go on with resume=auto", stop, step
-            )
-            if stop == signal.SIGUSR2 and "SLURM_JOB_ID" in os.environ and trainer.is_global_zero:
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-
-    def _agree(self, trainer: Any, loss: torch.Tensor, index: torch.Tensor) -> tuple[Any, int, bool]:
-        """Exchange this step's flags and return those of the step before (of this one on a CPU):
-        ((step, indices) of a non-finite loss or None, number of the signal or 0, whether it is time to save)."""
-        minutes = (time.monotonic() - self._saved_at) / 60
-        minutes_up = self.every_n_minutes is not None and minutes >= self.every_n_minutes
-        local = torch.tensor([0, self._signal, minutes_up], dtype=torch.float32)
-        flags = local.to(loss.device, non_blocking=True)
-        flags[0] = ~torch.isfinite(loss.detach())
-        if trainer.world_size > 1:
-            torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
-        event = None
-        if flags.is_cuda:
-            flags = flags.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        current = (flags, event, trainer.global_step, index)
-        ready, self._pending = (self._pending, current) if event else (current, None)
-        if ready is None:
-            return None, 0, False
-        flags, event, step, index = ready
-        if event:
-            event.synchronize()
-        not_finite, stop, minutes_up = flags.tolist()
-        return (step, index.tolist()) if not_finite else None, int(stop), bool(minutes_up)
-
-    def _report_not_finite(self, trainer: Any, where: tuple[int, list[int]]) -> None:
-        step, indices = where
-        records = trainer.train_dataloader.dataset.records
-        names = [records[i].name for i in indices]
-        path = Path(trainer.default_root_dir) / f"not_finite_rank{trainer.global_rank}.txt"
-        path.write_text("\n".join(names) + "\n")
-        more = f", ... all {len(names)} of this rank in {path}"
-        raise HapError(
-            f"the loss is not finite at step {step}; its samples: {', '.join(names[:8])}{more if names[8:] else ''}. "
-            "The last good checkpoint stays: go on from it with resume=auto and trainer.precision=32-true, or start "
-            "a new run with weights= that checkpoint and a lower learning rate"
-        )
-
-    def _save(self, trainer: Any, task: Any) -> None:
-        norms = torch._foreach_norm([p.detach() for p in task.parameters()])
-        if not torch.isfinite(torch.stack(norms).sum()):
-            raise HapError(
-                f"weights are not finite after step {trainer.global_step}; no checkpoint of them is written"
-            )
-        folder = Path(trainer.default_root_dir) / "checkpoints"
-        path = folder / f"step-{trainer.global_step:09d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
-        self._saved_at = time.monotonic()
-        if trainer.is_global_zero:
-            link = folder / ".last.tmp"
-            link.unlink(missing_ok=True)
-            link.symlink_to(path.name)
-            link.replace(folder / "last.ckpt")
-            for old in sorted(folder.glob("step-*.ckpt"), key=step_of)[: -self.keep if self.keep else 0]:
-                old.unlink()
 
 
 class Throughput(L.Callback):

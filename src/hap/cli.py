@@ -77,8 +77,11 @@ def readable_errors() -> Iterator[None]:
 
 def describe(error: Exception) -> str:
     """One message: what is wrong, and what to type instead."""
-    if isinstance(error, HapError):
-        return str(error)
+    ours: BaseException | None = error
+    while ours is not None and not isinstance(ours, HapError):
+        ours = ours.__context__  # of a resolver, OmegaConf raises its own error instead
+    if ours is not None:
+        return str(ours)
     parts = [str(error).strip()]
     cause = error.__cause__
     if cause is not None and str(cause).splitlines()[0] not in parts[0]:

@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hap.errors import HapError
+from hap.run_folder import make_folder
 
 _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout and an editable install have it at the top.
@@ -79,6 +80,7 @@ def register() -> None:
     """Make the root schema and the resolvers known to Hydra and OmegaConf. Can be called again."""
     ConfigStore.instance().store(name="schema", node=Root)
     OmegaConf.register_new_resolver("precision", default_precision, replace=True)
+    OmegaConf.register_new_resolver("run_folder", make_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
 

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from hap.data.samplers import BatchPlan
 from hap.errors import HapError
 from hap.flops import training_flops
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
+from hap.run_folder import cannot_write, hold
 from hap.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,14 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     """
     check_config(cfg)
     _check_stage(stage, cfg)
+    # Of several processes the first holds the folder for all.
+    holds = getattr(rank_zero_only, "rank", 0) == 0 and not cfg.dry_run
+    with hold(run_dir, cfg.resume == "auto") if holds else nullcontext():
+        return _run(stage, cfg, run_dir)
+
+
+def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     ckpt_path = _checkpoint(stage, cfg, run_dir)
-    _check_run_dir(cfg, run_dir)
     L.seed_everything(cfg.seed, verbose=False)
 
     trainer = build_trainer(cfg, run_dir)
@@ -65,6 +73,8 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             _check_trained(task, report)
     if stage == "train":
         plan_batches(cfg, trainer, datamodule, task)
+        if ckpt_path is not None:
+            trainer.strategy.checkpoint_io = _resume(ckpt_path, datamodule, task, cfg.ckpt_path is None)
         if cfg.dry_run:
             return {}
     if stage == "predict":
@@ -187,20 +197,31 @@ def _checkpoint(stage: Stage, cfg: DictConfig, run_dir: Path) -> Path | None:
     return None
 
 
-def _load_whole(task: Task, path: Path | None) -> None:
+def _resume(path: Path, datamodule: DataModule, task: Task, verified: bool) -> CheckpointFiles:
+    """Whether the run of a checkpoint can go on, before anything is started; reads the file once."""
+    checkpoint = read_checkpoint(path, verified)
+    if "loops" not in checkpoint:
+        raise HapError(f"{path} holds weights only: start a new run with weights={path}")
+    _load_whole(task, path, checkpoint)
+    loaders = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
+    datamodule.train_dataloader().load_state_dict(loaders[0])
+    optimizers = checkpoint["optimizer_states"][0], task.configure_optimizers()["optimizer"].state_dict()
+    saved, new = ([len(group["params"]) for group in state["param_groups"]] for state in optimizers)
+    if saved != new:
+        raise HapError(
+            f"{path} has optimiser states for groups of {saved} parameters, this run has {new}: layer_decay must "
+            "stay, and weight_decay cannot become or leave 0"
+        )
+    return CheckpointFiles(path, checkpoint)
+
+
+def _load_whole(task: Task, path: Path | None, checkpoint: dict[str, Any] | None = None) -> None:
     if path is None:
         return
-    state = read_checkpoint(path)["state_dict"]
     try:
-        task.load_state_dict(state)
+        task.load_state_dict((checkpoint or read_checkpoint(path))["state_dict"])
     except RuntimeError as error:
         raise HapError(f"{path} does not fit this experiment and model:\n{error}") from error
-
-
-@rank_zero_only
-def _check_run_dir(cfg: DictConfig, run_dir: Path) -> None:
-    if (run_dir / "config.yaml").exists() and cfg.resume != "auto" and not cfg.dry_run:
-        raise HapError(f"{run_dir} holds a run already: choose another run_dir, or go on with resume=auto")
 
 
 @rank_zero_only
@@ -214,9 +235,7 @@ def _record(cfg: DictConfig, run_dir: Path) -> None:
         OmegaConf.save(cfg, config, resolve=True)
         (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
-        raise HapError(
-            f"cannot write to the run folder {run_dir}: {error.strerror} (set run_dir=FOLDER)"
-        ) from error
+        raise cannot_write(run_dir, error) from error
 
 
 def environment() -> dict[str, Any]:

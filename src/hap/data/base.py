@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hap.data.decoding import decode_image
-from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, permutation
+from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, fingerprint, permutation
 from hap.errors import BadSample, HapError, Unwanted, printable
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,8 @@ class BadSampleLog:
 class Loader(DataLoader):
     """A DataLoader whose position is part of a checkpoint.
 
-    Its state is two integers: the epoch and the samples of the epoch that all ranks together have seen. Order
+    Its state is two integers, the epoch and the samples of the epoch that all ranks together have seen, and the
+    values by which a run is known again (see `TrainBatches`). Order
     and augmentation follow from (seed, epoch, index), so a resumed run sees exactly what the uninterrupted one
     would have, with any number of workers and ranks. Each new iteration after a started one is the next epoch.
     """
@@ -190,10 +192,10 @@ class Loader(DataLoader):
             batches.advance()
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return self.batch_sampler.state_dict()
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batch_sampler.load_state_dict(state)
 
 
@@ -286,13 +288,18 @@ class DataModule(L.LightningDataModule):
     def dataset(self, split: str) -> Dataset:
         return Dataset(self.records(split), self.transforms.get(split) or self.transforms["val"], self.seed)
 
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Of the training split."""
+        return fingerprint(self.records("train"))
+
     def _loader(self, split: str, train: bool) -> Loader:
         dataset = self.dataset(split)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches: TrainBatches | EvalBatches
         if train:
             plan = self.plan(dataset.records, self.batch_plan.total, self.seed)
-            batches = TrainBatches(plan, self.batch_plan, rank)
+            batches = TrainBatches(plan, self.batch_plan, rank, {**self.fingerprint, "seed": self.seed})
         else:
             batches = EvalBatches(len(dataset), self.eval_batch_size, rank, world)
         path = self.report_dir / f"bad_samples_{split}_rank{rank}.txt" if self.report_dir else None

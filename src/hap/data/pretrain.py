@@ -14,7 +14,7 @@ folder there may be tar archives, or data.mdb of an LMDB, with images and .npy f
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from hap.data import safe_pickle
 from hap.data.base import Record, Splits
 from hap.data.decoding import image_size
 from hap.data.files import IMAGE_SUFFIXES, relative
-from hap.data.shards import first_entries, is_packed, read_shards
+from hap.data.shards import Shards, first_entries, is_packed, read_shards
 from hap.data.stores import FolderStore, LmdbStore, Store, TarStore, map_array
 from hap.data.transforms import inside
 from hap.errors import BadSample, HapError, Unwanted, printable
@@ -56,7 +56,7 @@ def read_luperson(
     Raises HapError if nothing is left, or a file that is needed is missing.
     """
     if is_packed(root):
-        records: Sequence[Record] = read_shards(root, cfs_ratio)
+        records: LuPerson | Shards = read_shards(root, cfs_ratio)
     else:
         records = open_luperson(root, cfs_ratio, require_pose)
     if not len(records):
@@ -70,7 +70,7 @@ def read_luperson(
 
 
 class _Part(Sequence[Record]):
-    def __init__(self, records: Sequence[Record], indices: np.ndarray):
+    def __init__(self, records: "LuPerson | Shards", indices: np.ndarray):
         self.records, self.indices = records, indices
 
     def __len__(self) -> int:
@@ -78,6 +78,12 @@ class _Part(Sequence[Record]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.records[self.indices[index]]
+
+    @property
+    def names(self) -> Iterator[str]:
+        chosen = np.zeros(len(self.records), bool)
+        chosen[self.indices] = True
+        return itertools.compress(self.records.names, chosen.tolist())
 
 
 class Names(Sequence[str]):
@@ -96,6 +102,10 @@ class Names(Sequence[str]):
         index = range(len(self))[index]
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.block[start : self.ends[index]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        block, ends = self.block.tobytes(), self.ends.tolist()
+        return (os.fsdecode(block[a:b]) for a, b in itertools.pairwise([0, *ends]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,11 @@ A *plan* maps an epoch to an index array (steps, total batch), one row per optim
 accumulation parts and ranks, so one position, counted in samples of all ranks, says where a run is.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +16,8 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from hap.errors import HapError
+
+log = logging.getLogger(__name__)
 
 Plan = Callable[[int], np.ndarray]
 
@@ -54,17 +60,50 @@ def permutation(records: Sequence[Any], total: int, seed: int) -> Plan:
     return plan
 
 
+def fingerprint(records: Sequence[Any]) -> dict[str, Any]:
+    """What tells one training split from another: the number of images, a checksum of their names in order, and
+    where images have an identity (`ReidRecord`), the number of classes and a checksum of their numbering.
+
+    Millions of records may offer their `names` without being made.
+    """
+    names = hashlib.sha256()
+    for name in getattr(records, "names", None) or (record.name for record in records):
+        names.update(os.fsencode(name) + b"\0")
+    found = {"images": len(records), "names_of_images": names.hexdigest()[:12]}
+    if hasattr(records[0], "identity"):
+        classes = np.array([record.identity for record in records], "<i8")
+        found |= {
+            "classes": len(np.unique(classes)),
+            "class_of_each_image": f"{zlib.crc32(classes.tobytes()):08x}",
+        }
+    return found
+
+
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """This rank's micro-batches of (epoch, index) keys, resumable at any optimiser step.
 
     `next_pass` opens a pass: the next epoch if the current one was started, else the current one from its
     position. The position moves with `advance`, when a batch is handed to training, not when a worker
     prefetches it.
+
+    Args:
+        plan: epoch -> indices of its steps.
+        batch: how a step is divided.
+        rank: of this process.
+        origin: further values (`fingerprint`, the seed) that a run must share to go on from another's state.
     """
 
-    def __init__(self, plan: Plan, batch: BatchPlan, rank: int = 0):
+    def __init__(self, plan: Plan, batch: BatchPlan, rank: int = 0, origin: Mapping[str, Any] | None = None):
         self.plan, self.batch, self.rank = plan, batch, rank
-        self.steps = len(plan(0))
+        first = plan(0)
+        self.steps = len(first)
+        self.origin = {
+            "total_batch_size": batch.total,
+            **(origin or {}),
+            "steps_per_epoch": self.steps,
+            "steps_per_epoch_of_the_schedule": getattr(plan, "schedule_steps", self.steps),
+            "order_of_images": f"{zlib.crc32(first.astype('<i8').tobytes()):08x}",
+        }
         self.epoch, self.position, self._started = 0, 0, False
 
     def __len__(self) -> int:
@@ -84,14 +123,26 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         for part in parts[self.position // (b.world * b.micro) :, self.rank]:
             yield [(self.epoch, index) for index in part.tolist()]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "samples": self.position, "total_batch_size": self.batch.total}
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "samples": self.position, "origin": self.origin}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["total_batch_size"] != self.batch.total:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state. Raises HapError where it is another run's, with everything that differs."""
+        before = state.get("origin")
+        if before is None:  # of an earlier release
+            before = {"total_batch_size": state["total_batch_size"]}
+            log.warning(
+                "the checkpoint does not record its data and seed: that they are the same is up to you"
+            )
+        differences = [
+            f"  {key.replace('_', ' ')}: {self.origin[key]}, the checkpoint's run had {before[key]}"
+            for key in self.origin
+            if key in before and self.origin[key] != before[key]
+        ]
+        if differences:
             raise HapError(
-                f"the checkpoint was written with total_batch_size={state['total_batch_size']}, this run has "
-                f"{self.batch.total}: resume with the same, or start a new run from it with weights="
+                "this is not the run that the checkpoint is of:\n" + "\n".join(differences) + "\n"
+                "resume with the same data and settings, or start a new run from it with weights=CHECKPOINT"
             )
         self.epoch, self.position, self._started = state["epoch"], state["samples"], False
         if self.position >= self.steps * self.batch.total:
@@ -117,10 +168,10 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
 
     def advance(self) -> None: ...
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class IdentityPlan:

@@ -177,12 +177,6 @@ class Task(L.LightningModule):
             *self.model.grid
         )  # of the position embedding, for who loads it elsewhere
 
-        # In a run that was resumed at the end of an epoch, Lightning's count of epochs begun stays one behind; a
-        # second resume would then repeat an epoch. Checkpoints are written within an epoch: that is the count.
-        epoch = self.trainer.current_epoch
-        for counts in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
-            counts.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts passes. On another number of devices, or with other micro-batches, a step has another
         number of them: the position within the epoch is counted anew."""
