@@ -9,7 +9,9 @@ import torch
 from conftest import TINY, TINY_PRETRAIN, config
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hap.errors import HapError
 from hap.flops import peak_of
+from hap.memory import step_memory
 from hap.runner import build, run
 
 
@@ -181,3 +183,72 @@ def test_people_are_told_apart_in_float32(market, experiment):
 )
 def test_peak_of_a_card_by_its_whole_name(name, peak):
     assert peak_of(name) == peak
+
+
+def measured(task, batch, autocast: bool) -> int:
+    """Bytes that a forward pass keeps, of real tensors, beyond weights and images."""
+    kept = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+    ):
+        outputs = task.train()(batch)
+    assert outputs
+    for value in (*task.parameters(), *task.buffers(), *batch.values()):
+        kept.pop(value.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("experiment", ["pretrain_hap", "reid_market1501", "reid_market1501_lem"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_memory_is_what_real_tensors_take(luperson, market, experiment, precision):
+    root, more = (luperson, ()) if experiment.startswith("pretrain") else (market, REID)
+    task, batch = task_and_batch(experiment, root, 6, *more)
+    sample = {name: value[0] for name, value in batch.items()}
+    memory = step_memory(task, sample, precision)
+    expected = measured(task, batch, autocast=precision == "bf16-mixed")
+    assert memory.per_pass + 6 * memory.per_image == pytest.approx(expected, rel=0.01)
+    assert memory.state == sum(4 * (4 if p.requires_grad else 1) * p.numel() for p in task.parameters())
+    assert memory.input == sum(value[0].nbytes for value in batch.values())
+
+
+def test_memory_of_the_paper_model():
+    """Per token and layer in bf16, beside flash attention, 36 bytes times the width: the residual twice in float32,
+    both norms' outputs, queries, keys and values, attention's output, and the MLP's hidden layer twice."""
+    sample = {"image": torch.zeros(3, 256, 128, dtype=torch.uint8), "scores": torch.rand(2, 128)}
+    task = build(config("train", "experiment=pretrain_hap", "trainer=cpu").task, "task")
+    memory = step_memory(task, sample, "bf16-mixed")
+    blocks = 2 * 36 * (12 * 65 * 768 + 8 * 129 * 512)
+    assert memory.per_image == pytest.approx(blocks, rel=0.05)
+    assert memory.state == pytest.approx(16 * 111.8e6, rel=0.01)
+    sizes = [memory.micro_batch(images, free) for images in (4096, 512) for free in (80e9, 141e9)]
+    assert sizes == [512, 1024, 512, 512]
+    assert memory.micro_batch(4096, None) == 128
+    assert memory.micro_batch(3 * 97, 1e11) == 3 * 97
+    with pytest.raises(HapError, match=r"a pass of one image needs 2.1 GB"):
+        memory.micro_batch(4, 2e9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "passes"),
+    [
+        ([], 2),
+        (["task.alignment=null"], 2),
+        (["task.negatives=micro_batch"], 1),
+        (["micro_batch_size=4"], 64),
+    ],
+)
+def test_a_pass_is_what_fits_where_it_makes_no_difference(drawn, tmp_path, caplog, overrides, passes):
+
+    root = drawn("luperson", 300)
+    cfg = small(
+        "pretrain_hap", root, "total_batch_size=256", "micro_batch_size=null", *overrides, "dry_run=true"
+    )
+    with caplog.at_level("INFO"):
+        run("train", cfg, tmp_path)
+    assert f"batch  256 = {256 // passes} images x 1 device(s) x {passes} pass(es)" in caplog.text

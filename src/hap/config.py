@@ -53,7 +53,9 @@ class Root:
     img_size: list[int] = field(default_factory=lambda: [256, 128])  # height, width
     epochs: int = MISSING
     total_batch_size: int = MISSING  # images per optimiser step, over all devices
-    micro_batch_size: int | None = None  # images per device and pass; null: total / devices
+    micro_batch_size: int | None = (
+        None  # images per device and pass; null: total / devices, in pre-training what fits
+    )
     synthetic: bool = False  # drawn people in place of the data set
     weights: str | None = None  # initialise the model from this file
     weights_source: str = "auto"  # hap, mae, timm, lightning

@@ -26,6 +26,7 @@ from hap.data.images import read_images
 from hap.data.samplers import BatchPlan
 from hap.errors import HapError
 from hap.flops import training_flops
+from hap.memory import step_memory
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
 from hap.run_folder import cannot_write, hold
 from hap.tasks.base import Task
@@ -123,7 +124,12 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
 def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, task: Task) -> None:
     """Work out what each device does in a step, tell everyone who needs it, and print it."""
     whole_step = BatchPlan.divide(cfg.total_batch_size, None, trainer.world_size)
-    plan = BatchPlan.divide(cfg.total_batch_size, cfg.micro_batch_size, trainer.world_size)
+    sample = datamodule.dataset("train")[0, 0]
+    memory = step_memory(task, sample, str(trainer.precision))
+    micro = cfg.micro_batch_size
+    if micro is None and task.any_micro_batch:
+        micro = memory.micro_batch(whole_step.micro, free_memory(trainer))
+    plan = BatchPlan.divide(cfg.total_batch_size, micro, trainer.world_size)
     passes = plan.accumulate
     if passes > 1 and getattr(task, "negatives", None) == "total_batch":
         task.micro_batch_size = plan.micro  # type: ignore[assignment]
@@ -135,10 +141,11 @@ def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, ta
     steps = task.steps_per_epoch = len(epoch_plan(0))
     task.schedule_steps = getattr(epoch_plan, "schedule_steps", steps)
 
-    flops = task.flops_per_image = training_flops(task, datamodule.dataset("train")[0, 0])
+    flops = task.flops_per_image = training_flops(task, sample)
     images = steps * plan.total * cfg.epochs
     peak = task.recipe.peak_lr(plan.total)
     per_pass = plan.total // (plan.world * passes)
+    needed = memory.needed(per_pass, whole_step.micro)
     rows = {
         "experiment": cfg.name,
         "data": f"{datamodule.root}, {len(records):,} training images",
@@ -147,9 +154,21 @@ def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, ta
         "steps": f"{steps:,} per epoch x {cfg.epochs} epochs = {steps * cfg.epochs:,} ({images:,} images)",
         "peak lr": f"{peak:.3g}",
         "cost": f"{flops / 1e9:.1f} GFLOP per image, {flops * images / 1e15:,.3g} PFLOP in all",
+        "memory": f"{needed / 1e9:.3g} GB per device: {memory.per_image / 1e6:.3g} MB for each image of a pass, "
+        f"{memory.state / 1e9:.3g} GB of weights, gradients and moments",
         "precision": str(trainer.precision),
     }
     rank_zero_only(log.info)("\n".join(f"{k:>10}  {v}" for k, v in rows.items()))
+
+
+def free_memory(trainer: L.Trainer) -> float | None:
+    """Bytes for this process on its GPU; None on a CPU. With several GPUs all that the card has: every rank has to
+    come to the same number."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return free if trainer.world_size == 1 else total
 
 
 def _check_stage(stage: Stage, cfg: DictConfig) -> None:

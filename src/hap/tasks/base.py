@@ -41,6 +41,7 @@ class Task(L.LightningModule):
     mean: torch.Tensor
     std: torch.Tensor
     inputs: tuple[str, ...] = ("input",)  # the folders of images that `hap predict` needs
+    any_micro_batch = False  # whether a step has the same gradient however it is cut into passes
     zero_shot = False  # whether to score an encoder that was not trained for the task
     no_decay: frozenset[str] = frozenset()  # parameters that are never decayed, besides one-dimensional ones
 

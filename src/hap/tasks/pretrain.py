@@ -48,7 +48,10 @@ class Pretrain(Task):
         super().__init__(*args, **kwargs)
         self.reconstruction: ReconstructionLoss = reconstruction
         self.alignment = alignment
-        self.alignment_weight, self.negatives = alignment_weight, negatives
+        self.alignment_weight = alignment_weight
+        # Without alignment nothing compares images, and plain accumulation is exact.
+        self.negatives = negatives if alignment is not None else "micro_batch"
+        self.any_micro_batch = alignment is None or negatives == "total_batch"
         self.micro_batch_size: int | None = None  # set by the runner when a step does not fit at once
 
     def forward(self, batch: dict[str, torch.Tensor]) -> PretrainOutput:
