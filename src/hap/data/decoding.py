@@ -58,7 +58,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         width, height = struct.unpack_from(">II", data, 16)
         return height, width
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             return image.height, image.width
     except Image.DecompressionBombError as error:
         raise BadSample(str(error)) from None

@@ -120,7 +120,9 @@ def list_files(
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones; none if it may not be read."""
     try:
-        return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name) and entry.is_dir())
+        return sorted(
+            entry for entry in folder.iterdir() if not is_hidden(entry.name) and os.path.isdir(entry)
+        )
     except PermissionError:
         return []
 

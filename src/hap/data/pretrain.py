@@ -286,7 +286,7 @@ def _first_of_each(names: Sequence[str]) -> np.ndarray:
 
 def look_at_points(root: Path, records: Sequence[Any], count: int = 256) -> None:
     """Warn if the points of evenly spread records do not fit their images: another unit, or another picture's."""
-    low, high, total, within, unscored = np.inf, -np.inf, 0, 0, 0
+    found, within, cornered, unscored = [], 0, 0, 0
     for index in np.unique(np.linspace(0, len(records) - 1, count).astype(int)):
         try:
             points = records[index].annotations()["keypoints"]
@@ -294,19 +294,20 @@ def look_at_points(root: Path, records: Sequence[Any], count: int = 256) -> None
         except (BadSample, OSError):
             continue
         there, stated = inside(points, *size), points[:, 2] > 0
-        total, within = total + int(stated.sum()), within + int((there & stated).sum())
+        found.extend(points[stated, :2])
+        within += int((there & stated).sum())
+        cornered += int(((np.abs(points[:, :2]) <= 2).all(axis=1) & stated).sum())
         unscored += int((there & ~stated).sum())
-        if stated.any():
-            low, high = min(low, points[stated, :2].min()), max(high, points[stated, :2].max())
-    if not total and not unscored:
+    total = len(found)
+    shares = cornered >= 0.9 * total
+    if (within > total / 2 and not shares) or not (total or unscored):
         return
-    if not total:
-        seen, cause = f"{unscored:,} body points lie in their image", "but all of them have score 0"
-    elif within < total / 2 or high <= 1:
-        seen = f"of {total:,} body points {within:,} lie in their image; they go from {low:.3g} to {high:.3g}"
-        cause = "as if shares of its size" if high <= 1 else "as if of another picture, or y before x"
+    if total:
+        seen = f"of {total:,} body points {within:,} lie in their image"
+        seen += f"; they go from {np.min(found):.3g} to {np.max(found):.3g}"
+        cause = "as if shares of its size" if shares else "as if of another picture, or y before x"
     else:
-        return
+        seen, cause = f"{unscored:,} body points lie in their image", "but all of them have score 0"
     log.warning(
         "%s: %s, %s. Points are x, y in pixels of the stored image file, and a score above 0; "
         "as they are, the masks do not follow the body",

@@ -240,7 +240,7 @@ def _locate(root: Path, markers: str | tuple[str, ...], usual: str) -> Path:
     markers = (markers,) if isinstance(markers, str) else markers
     level = [root]
     for _ in range(3):
-        matches = [folder for folder in level if any((folder / marker).exists() for marker in markers)]
+        matches = [folder for folder in level if any(os.path.exists(folder / marker) for marker in markers)]
         if len(matches) > 1:
             raise HapError(
                 f"several data sets below {root}: {', '.join(map(str, matches))}; set data.root to one"

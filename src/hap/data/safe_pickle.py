@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from hap.errors import HapError
+from hap.data.files import read_file
+from hap.errors import BadSample, HapError
 
 MAX_NPY = 1 << 20  # bytes of a .npy file: a pose has some hundred
+MAX_FILE = 1 << 32  # bytes of any: a list of four million names has 200 MB
 MAX_TUPLES = 10_000  # in one pickle: hashing that many within each other fits the stack
 
 Names = Mapping[tuple[str, str], Callable[..., Any]]
@@ -243,7 +245,12 @@ def _finished(value: Any, done: dict[int, Any]) -> Any:
 
 
 def _bytes(source: Path | bytes) -> tuple[bytes, str]:
-    return (source, "the pickle") if isinstance(source, bytes) else (source.read_bytes(), str(source))
+    if isinstance(source, bytes):
+        return source, "the pickle"
+    try:
+        return read_file(source, MAX_FILE), str(source)
+    except BadSample as error:
+        raise HapError(f"{source} is no pickle: {error}") from None
 
 
 def _unpickle(data: bytes, where: str, extra: Names) -> Any:

@@ -57,6 +57,8 @@ class Reid(Task):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        if top_k < 1:
+            raise HapError(f"task.top_k={top_k}: give a number of gallery images, 1 or more")
         self.top_k, self.zero_shot = top_k, zero_shot
         self.triplet, self.identity_weight, self.triplet_weight = triplet, identity_weight, triplet_weight
         self.model: ReidViT | ReidLem
@@ -117,17 +119,16 @@ class Reid(Task):
 
         names = np.array([record.name for record in records])
         np.savez(folder / "features.npz", names=names, features=features.numpy(), is_query=is_query.numpy())
-        verdict = np.where(known, np.where(same, "true", "false"), "")
-        with (folder / "rankings.csv").open(
-            "w",
-            newline="",
-            encoding="utf-8",
-            errors="surrogateescape",  # names as the file system has them
+        verdict = np.where(known.numpy(), np.where(same.numpy(), "true", "false"), "")
+        # Names as the file system has them, also those that are not UTF-8.
+        with open(
+            folder / "rankings.csv", "w", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
             writer = csv.writer(file)
             writer.writerow(["query", "rank", "gallery", "distance", "same_person"])
-            places = (rank + 1).tolist()
-            writer.writerows(zip(names[asked], places, names[found], distance.tolist(), verdict, strict=True))
+            # Through NumPy: a tensor of one index would give a name in place of an array of names.
+            columns = names[asked.numpy()], (rank + 1).tolist(), names[found.numpy()], distance.tolist()
+            writer.writerows(zip(*columns, verdict, strict=True))
 
         dataset = Dataset(records, self.trainer.datamodule.dataset("predict").transform)  # type: ignore[attr-defined]
         strips = []
