@@ -3,11 +3,13 @@
 import os
 import re
 import runpy
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -44,24 +46,43 @@ def main() -> None:
         sys.exit(2)
 
 
-def run_with_hydra(config_name: str, body: Callable[[DictConfig, Path], object]) -> None:
-    """Compose `conf/<config_name>.yaml` with the command line and call `body(cfg, output folder)`."""
+class _Stopped(SystemExit):
+    """Ctrl-C or SIGTERM, in place of Python's own answers: a traceback, and an end without cleaning up."""
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise _Stopped(128 + number)
+
+
+def run_with_hydra(
+    config_name: str, body: Callable[[DictConfig, Path], object], stopped: str = "stopped"
+) -> None:
+    """Compose `conf/<config_name>.yaml` with the command line and call `body(cfg, output folder)`.
+
+    `stopped` is what the program says when Ctrl-C or SIGTERM has ended it, with status 130 or 143.
+    """
 
     def job(cfg: DictConfig) -> object:
-        with (
-            readable_errors()
-        ):  # inside the job too: Hydra adds lines of its own to an exception that leaves it
+        # inside the job too: Hydra adds lines of its own to an exception that leaves it
+        with readable_errors(config_name):
             return body(cfg, Path(HydraConfig.get().runtime.output_dir).absolute())
 
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
     register()
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    with readable_errors():
-        hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
+    try:
+        with readable_errors(config_name):
+            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
+    except _Stopped:
+        print(f"hap: {stopped}", file=sys.stderr)
+        raise
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
+def readable_errors(config_name: str) -> Iterator[None]:
     """Bad input ends the program with one message and status 2; HYDRA_FULL_ERROR=1 shows the traceback."""
     # Hydra prints and exits by itself unless this is set; child processes inherit both variables.
     if os.environ.get("HYDRA_FULL_ERROR") != "1":
@@ -71,12 +92,12 @@ def readable_errors() -> Iterator[None]:
     except (HapError, HydraException, OmegaConfBaseException) as error:
         if "HAP_SHORT_ERRORS" not in os.environ:
             raise
-        print(f"hap: {describe(error)}", file=sys.stderr)
+        print(f"hap: {describe(error, config_name)}", file=sys.stderr)
         sys.exit(2)
 
 
-def describe(error: Exception) -> str:
-    """One message: what is wrong, and what to type instead."""
+def describe(error: Exception, config_name: str = "train") -> str:
+    """One message: what is wrong, and what to type instead, of the keys of `conf/<config_name>.yaml`."""
     ours: BaseException | None = error
     while ours is not None and not isinstance(ours, HapError):
         ours = ours.__context__  # of a resolver, OmegaConf raises its own error instead
@@ -96,7 +117,7 @@ def describe(error: Exception) -> str:
     elif match := re.search(
         r"Could not override '([\w.]+)'|Key '(\w+)' is not in struct|Key '(\w+)' not in", message
     ):
-        message += did_you_mean(next(filter(None, match.groups())), _known_keys())
+        message += did_you_mean(next(filter(None, match.groups())), _known_keys(config_name))
     return message
 
 
@@ -108,7 +129,7 @@ _NOISE = re.compile(
 )
 
 
-def _known_keys() -> list[str]:
+def _known_keys(config_name: str) -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -116,7 +137,7 @@ def _known_keys() -> list[str]:
     experiment = [o for o in sys.argv[1:] if o.startswith("experiment=")]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
-            cfg = compose("train", experiment)
+            cfg = compose(config_name, experiment)
         except HydraException:  # the mistake is in the experiment itself
             cfg = compose("train", ["experiment=pretrain_hap"])
     keys: list[str] = []

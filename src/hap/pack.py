@@ -19,10 +19,10 @@ def body(cfg: DictConfig, _: Path) -> None:
     require(cfg, out="out=FOLDER, where the shards are" if cfg.verify else "out=FOLDER")
     out = Path(cfg.out).expanduser()
     if cfg.verify:
-        if damaged := verify(out):
+        if wrong := verify(out):
             raise HapError(
-                f"damaged shards in {out}; delete them and run the same hap pack again:\n"
-                + "\n".join(damaged)
+                f"{len(wrong)} files are wrong in {out}; delete them and run the same hap pack again, it makes "
+                "only those of the packing:\n" + "\n".join(wrong)
             )
         log.info("every shard in %s is intact", out)
         return
@@ -46,7 +46,7 @@ def main() -> None:
         "verify=true" if a == "--verify" else a if "=" in a or a.startswith("-") else f"out={a}"
         for a in sys.argv[1:]
     ]
-    run_with_hydra("pack", body)
+    run_with_hydra("pack", body, "stopped; what is finished stays, the same command goes on")
 
 
 if __name__ == "__main__":

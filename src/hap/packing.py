@@ -13,6 +13,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,20 +21,21 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hap.data.base import default_workers, prepare_worker
+from hap.data.base import default_workers
 from hap.data.decoding import decode_image
 from hap.data.pretrain import IMAGES, POSES, LuPerson, look_at_points, open_luperson
-from hap.data.shards import FORMAT, MANIFEST, PLAN, index_type, is_packed
+from hap.data.shards import FORMAT, MANIFEST, PLAN, SHARD, SKIPPED, checksum, index_type, is_packed
 from hap.errors import BadSample, HapError, printable
+from hap.processes import from_workers, prepare_worker
+from hap.progress import progress
 
 log = logging.getLogger(__name__)
 
-SKIPPED = "skipped.tsv"
 JPEG_QUALITY = 95  # of shrunk images
-STEP = 128  # images between two reports of a worker
+SECONDS = 0.5  # between two reports of a worker: it cannot be stopped in between
 BLOCK = 512  # of a tar archive, in bytes
 
 
@@ -70,7 +72,8 @@ def pack(
         num_workers: processes; None takes the cores of this process.
         cfs_ratio, require_pose: as for `hap.data.pretrain.read_luperson`.
 
-    Raises HapError if `out` holds something else or cannot be written; what is finished stays.
+    Raises HapError if `out` holds something else, is being written by another process or cannot be written, and
+    if `root` goes away; what is finished stays.
     """
     start = time.perf_counter()
     if is_packed(root):
@@ -94,12 +97,13 @@ def pack(
     }
     numbers = range(-(-len(records) // plan["shard_size"]))
     try:
-        _begin(out, plan)
-        if todo := [number for number in numbers if not _is_done(out, number)]:
-            if num_workers is None:
-                num_workers = default_workers(None) + 1  # no training loop needs the last core
-            _write_shards(records, out, plan, todo, num_workers)
-        manifest = _finish(records, out, plan, numbers)
+        with _claim(out):
+            _begin(out, plan)
+            if todo := [number for number in numbers if _note(out, number) is None]:
+                if num_workers is None:
+                    num_workers = default_workers(None) + 1  # no training loop needs the last core
+                _write_shards(records, root, out, plan, todo, num_workers)
+            manifest = _finish(records, out, plan, numbers)
     except OSError as error:
         raise HapError(_cannot_write(out, error)) from None
     sizes = [entry["bytes"] for entry in manifest["shards"]]
@@ -118,68 +122,80 @@ def _mean_bytes(records: LuPerson) -> float:
     return float(np.mean(sizes or [10_000])) + 4 * 512  # two headers, points, and padding
 
 
+@contextmanager
+def _claim(out: Path) -> Iterator[None]:
+    """One process packs into a folder at a time. The system gives the lock back when a process is killed."""
+    notes = out / "notes"
+    found = [path for folder in (out, notes) if folder.is_dir() for path in folder.iterdir()]
+    foreign = [p for p in found if p not in (notes, notes / "lock") and p.suffix != ".tmp"]
+    if foreign and not (out / PLAN).is_file():
+        raise HapError(f"{out} is not empty and no packing was begun there; choose another folder")
+    notes.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(notes / "lock", timeout=1):
+            yield
+    except Timeout:
+        raise HapError(
+            f"another hap pack is writing to {out}: wait for it, or choose another folder"
+        ) from None
+
+
 def _begin(out: Path, plan: dict[str, Any]) -> None:
-    if (out / PLAN).is_file():
+    if not (out / PLAN).is_file():
+        _write(out / PLAN, _json(plan))
+        return
+    try:
         begun = json.loads((out / PLAN).read_text())
         changed = [
             f"{key} was {begun.get(key)}, is {plan[key]}" for key in plan if begun.get(key) != plan[key]
         ]
-        if changed:
-            raise HapError(f"{out} holds another packing ({'; '.join(changed)}); choose another folder")
-    elif out.is_dir() and any(out.iterdir()):
-        raise HapError(f"{out} is not empty and no packing was begun there; choose another folder")
-    else:
-        (out / PLAN).parent.mkdir(parents=True)
-        _write(out / PLAN, _json(plan))
+    except (ValueError, AttributeError) as error:
+        raise HapError(f"{out / PLAN} is damaged ({error}): pack into another folder") from None
+    if changed:
+        raise HapError(f"{out} holds another packing ({'; '.join(changed)}); choose another folder")
 
 
-def _is_done(out: Path, number: int) -> bool:
-    if not _note(out, number).is_file():
-        return False
-    empty = not json.loads(_note(out, number).read_text())["rows"]
-    return empty or all((out / f"{number:05d}{suffix}").is_file() for suffix in (".tar", ".npy"))
-
-
-def _write_shards(records: LuPerson, out: Path, plan: dict[str, Any], todo: list[int], workers: int) -> None:
+def _write_shards(
+    records: LuPerson, root: Path, out: Path, plan: dict[str, Any], todo: list[int], workers: int
+) -> None:
     size, workers = plan["shard_size"], min(workers, len(todo))
     images = sum(min(size, len(records) - number * size) for number in todo)
-    packer = _Packer(records, out, todo, size, plan["height"])
     loader = DataLoader(
-        packer,
+        _Packer(records, root, out, todo, size, plan["height"]),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=16 if workers else None,
         worker_init_fn=prepare_worker,
     )
-    columns = (TextColumn("packing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=len(records), completed=len(records) - images)
-        for done in loader:
-            if isinstance(done, str):
-                raise HapError(done)
-            progress.advance(task, done)
+    advice = "lower num_workers; what is finished stays, the same command goes on"
+    with progress("packing", len(records), len(records) - images) as advance:
+        for done in from_workers(loader.__iter__, advice):
+            advance(done)
 
 
 class _Packer(IterableDataset):
-    """Writes shards where it is iterated; yields how many images were done, or what stopped it."""
+    """Writes shards where it is iterated; yields now and then how many images were done."""
 
-    def __init__(self, records: LuPerson, out: Path, todo: list[int], size: int, height: int | None):
-        self.records, self.out, self.todo, self.size, self.height = records, out, todo, size, height
+    def __init__(
+        self, records: LuPerson, root: Path, out: Path, todo: list[int], size: int, height: int | None
+    ):
+        self.records, self.root, self.out = records, root, out
+        self.todo, self.size, self.height = todo, size, height
 
-    def __iter__(self) -> Iterator[int | str]:
+    def __iter__(self) -> Iterator[int]:
         worker = get_worker_info()
         for number in self.todo[worker.id :: worker.num_workers] if worker else self.todo:
             try:
                 yield from self._shard(number)
             except OSError as error:
-                yield _cannot_write(self.out, error)
-                return
+                raise HapError(_cannot_write(self.out, error)) from None
 
     def _shard(self, number: int) -> Iterator[int]:
         path = self.out / f"{number:05d}.tar"
         temporary = _temporary(path)
         begin, end = number * self.size, min((number + 1) * self.size, len(self.records))
         rows, skipped = [], []
+        told, told_at = begin, time.monotonic()
         try:
             with temporary.open("wb") as file:
                 archive = _Archive(file)
@@ -190,8 +206,9 @@ class _Packer(IterableDataset):
                         rows.append((int(self.records.positions[index]), *place, os.fsencode(name)))
                     except _Unusable as error:
                         skipped.append((name, str(error)))
-                    if (index + 1 - begin) % STEP == 0:
-                        yield STEP
+                    if time.monotonic() - told_at > SECONDS:
+                        yield index + 1 - told
+                        told, told_at = index + 1, time.monotonic()
                 archive.write(bytes(2 * BLOCK))  # the end of a tar archive
                 file.flush()
                 os.fsync(file.fileno())
@@ -207,10 +224,10 @@ class _Packer(IterableDataset):
                     "sha256": archive.sha256.hexdigest(),
                     "index_sha256": sha256(index_bytes).hexdigest(),
                 }
-            _write(_note(self.out, number), _json(note))
+            _write(_note_path(self.out, number), _json(note))
         finally:
             temporary.unlink(missing_ok=True)
-        yield (end - begin) % STEP
+        yield end - told
 
     def _sample(self, index: int) -> tuple[bytes, np.ndarray]:
         """The bytes to store and the points (17, 3) in pixels of the stored image."""
@@ -219,7 +236,14 @@ class _Packer(IterableDataset):
             encoded, points = record.encoded(), record.annotations()["keypoints"]
             image = decode_image(encoded)  # (H, W, 3)
         except (BadSample, OSError) as error:
+            if _is_gone(self.root):  # a disk or a network that went away is not a million broken images
+                raise HapError(
+                    f"{self.root} cannot be read any more: {error} (what is finished stays; the same command goes on)"
+                ) from None
             raise _Unusable(str(error)) from None
+        except Exception as error:
+            error.add_note(f"while packing {self.records.names[index]}")
+            raise
         if self.height is None or image.shape[0] <= self.height:
             return encoded, points
         width = max(1, round(image.shape[1] * self.height / image.shape[0]))
@@ -228,6 +252,13 @@ class _Packer(IterableDataset):
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)
         return jpeg.tobytes(), points * scale
+
+
+def _is_gone(root: Path) -> bool:
+    try:
+        return not root.is_file() and not any(root.iterdir())
+    except OSError:
+        return True
 
 
 def _cannot_write(out: Path, error: OSError) -> str:
@@ -277,7 +308,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _finish(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range) -> dict[str, Any]:
     """Gather all notes into the manifest, which is returned, and the list of what was left out."""
-    notes = [json.loads(_note(out, number).read_text()) for number in numbers]
+    notes = []
+    for number in numbers:
+        if (note := _note(out, number)) is None:
+            raise HapError(f"shard {number:05d} has gone from {out}: run the same hap pack again")
+        notes.append(note)
     left_out = [(name, "no image") for name in records.absent]
     left_out += [(name, "no pose") for name in records.without_pose]
     left_out += [(name, "named before") for name in records.repeated]
@@ -288,14 +323,31 @@ def _finish(records: LuPerson, out: Path, plan: dict[str, Any], numbers: range) 
     shards = [note for note in notes if note["rows"]]
     images = sum(note["rows"] for note in shards)
     manifest = {"format": FORMAT, **plan, "images": images, "skipped": len(left_out), "shards": shards}
-    _write(out / MANIFEST, _json(manifest))
+    _write(out / MANIFEST, _json({"sha256": checksum(manifest), **manifest}))
     for path in out.rglob("*.tmp"):
         path.unlink(missing_ok=True)
     return manifest
 
 
-def _note(out: Path, number: int) -> Path:
+def _note_path(out: Path, number: int) -> Path:
     return out / "notes" / f"{number:05d}.json"
+
+
+def _note(out: Path, number: int) -> dict[str, Any] | None:
+    """What was noted of a finished shard; None if it has to be made, or made again."""
+    path = _note_path(out, number)
+    try:
+        note: dict[str, Any] = json.loads(path.read_text())
+        whole = {"rows", "skipped"} | (SHARD.keys() if note["rows"] else set()) <= note.keys()
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        log.warning("%s is damaged: its shard is made again", path)
+        return None
+    files = [out / f"{number:05d}{suffix}" for suffix in (".tar", ".npy")] if note["rows"] else []
+    return note if all(file.is_file() for file in files) else None
 
 
 def _temporary(path: Path) -> Path:

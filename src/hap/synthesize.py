@@ -27,7 +27,7 @@ def body(cfg: DictConfig, _: Path) -> None:
 
 
 def main() -> None:
-    run_with_hydra("synthesize", body)
+    run_with_hydra("synthesize", body, "stopped, nothing is left behind; the same command begins again")
 
 
 if __name__ == "__main__":

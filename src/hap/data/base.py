@@ -7,14 +7,13 @@ sample derives from (seed, epoch, index): not from worker, rank or batch.
 
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import cv2
 import lightning as L
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader
 from hap.data.decoding import decode_image
 from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, fingerprint, permutation
 from hap.errors import BadSample, HapError, Unwanted, printable
+from hap.processes import from_workers, prepare_worker
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +157,9 @@ class BadSampleLog:
             )
 
 
+_GO_ON = "lower data.num_workers, then go on: training with resume=auto, all else with the same command"
+
+
 class Loader(DataLoader):
     """A DataLoader whose position is part of a checkpoint.
 
@@ -178,19 +181,22 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
         batches = self.batch_sampler
         batches.next_pass()
-        iterator = super().__iter__()
-        while True:
-            start = time.perf_counter()
-            try:
+        with closing(from_workers(super().__iter__, _GO_ON)) as iterator:
+            while True:
+                start = time.perf_counter()
                 batch = next(iterator, None)
-            except HapError as error:  # of a worker: torch wraps the message in its traceback
-                raise HapError(str(error).rpartition(f"{HapError.__name__}: ")[2].strip()) from None
-            self.wait_seconds += time.perf_counter() - start
-            if batch is None:
-                return
-            self.report(batch.pop("bad"))
-            batches.advance()
-            yield batch
+                self.wait_seconds += time.perf_counter() - start
+                if batch is None:
+                    return
+                self.report(batch.pop("bad"))
+                batches.advance()
+                yield batch
+
+    def close(self) -> None:
+        """End processes that wait for a next epoch."""
+        if self._iterator is not None:
+            self._iterator._shutdown_workers()  # type: ignore[attr-defined]
+            self._iterator = None
 
     def state_dict(self) -> dict[str, Any]:
         return self.batch_sampler.state_dict()
@@ -210,17 +216,6 @@ class PlainIterable:
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return iter(self.loader)
-
-
-def prepare_worker(_: int) -> None:
-    """Run in each loader process before its first sample."""
-    cv2.setNumThreads(0)  # OpenCV's own threads multiply under workers and slow each other down
-    for number in (
-        signal.SIGTERM,
-        signal.SIGUSR2,
-        signal.SIGINT,
-    ):  # sent to the whole job: training stops first
-        signal.signal(number, signal.SIG_IGN)
 
 
 class DataModule(L.LightningDataModule):
@@ -325,6 +320,12 @@ class DataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> "PlainIterable":
         return PlainIterable(self._loader("predict", train=False))
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Lightning asks us first: what else it tidies up can fail too, and its own end of the processes with it."""
+        loader = self.trainer.train_dataloader if self.trainer else None
+        if isinstance(loader, Loader):
+            loader.close()
 
 
 def default_workers(trainer: Any) -> int:

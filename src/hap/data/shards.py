@@ -1,6 +1,7 @@
 """Packed images and body points: what `hap pack` writes, read at random by any number of processes.
 
-    manifest.json    the source, the options, and of each shard the rows, bytes and checksums; written last
+    manifest.json    the source, the options, and of each shard the rows, bytes and checksums, with a checksum of
+                     all this; written last
     00000.tar        LUPerson-data/x.jpg, LUPerson-pose/x.npy, ... in the order of the source's list
     00000.npy        its index: a structured array, one row per image (see INDEX)
 
@@ -17,16 +18,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hap.data.stores import RandomFile, map_array
-from hap.errors import BadSample, HapError
+from hap.errors import BadSample, HapError, printable
 
-MANIFEST, PLAN, FORMAT = "manifest.json", "notes/plan.json", "hap-shards-1"
+MANIFEST, SKIPPED, PLAN, FORMAT = "manifest.json", "skipped.tsv", "notes/plan.json", "hap-shards-1"
+# What the manifest must say, and what of each shard.
+HEAD = {"listed": int, "ranked": bool, "shards": list}
+SHARD = {"rows": int, "file": str, "bytes": int, "last_position": int, "sha256": str, "index_sha256": str}
+_AGAIN = "delete it and run the same hap pack again: only its shard is made"
 POINTS = 17 * 3 * 4  # bytes of the points, which end the sample
 
 # position: place in the source's list; offset: of the image in the archive; size: of the image; length: from
@@ -84,19 +89,24 @@ class PackedPerson:
 
 
 class _Shard:
-    def __init__(self, path: Path):
-        self.file = RandomFile(path)
+    def __init__(self, path: Path, rows: int):
+        self.file, self.rows = RandomFile(path), rows
 
     @cached_property
     def index(self) -> np.ndarray:
         path = self.file.path.with_suffix(".npy")
-        index = map_array(path)
-        if index.dtype.descr[:-1] != INDEX:
-            raise HapError(f"{path} is damaged: its columns are {index.dtype.descr}")
+        try:
+            index = map_array(path)
+        except FileNotFoundError:
+            raise HapError(f"{path} is missing: {_AGAIN}") from None
+        if index.dtype.descr[:-1] != INDEX or len(index) != self.rows:
+            raise HapError(
+                f"{path} is damaged: {len(index)} rows of {index.dtype.descr}, not {self.rows} of {INDEX}; {_AGAIN}"
+            )
         return index
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Shard, (self.file.path,)
+        return _Shard, (self.file.path, self.rows)
 
 
 class Shards(Sequence[PackedPerson]):
@@ -131,9 +141,10 @@ def read_shards(root: Path, cfs_ratio: float = 1.0) -> Shards:
     """
     manifest = read_manifest(root)
     wrong = [entry["file"] for entry in manifest["shards"] if _size(root / entry["file"]) != entry["bytes"]]
+    wrong += [name for name in _indices(manifest) if _size(root / name) <= 0]
     if wrong:
-        raise HapError(f"{root}: missing or incomplete: {', '.join(wrong)}; copy or pack again")
-    shards = [_Shard(root / entry["file"]) for entry in manifest["shards"]]
+        raise HapError(f"{root}: missing or incomplete: {', '.join(wrong)}; copy again, or {_AGAIN}")
+    shards = [_Shard(root / entry["file"], entry["rows"]) for entry in manifest["shards"]]
     rows = [entry["rows"] for entry in manifest["shards"]]
     limit = first_entries(manifest["listed"], cfs_ratio, manifest["ranked"], root)
     length = 0
@@ -146,28 +157,56 @@ def read_shards(root: Path, cfs_ratio: float = 1.0) -> Shards:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    if not (root / MANIFEST).is_file():
+    """The checked content of manifest.json. Raises HapError if it is missing, damaged or edited."""
+    path = root / MANIFEST
+    if not path.is_file():
         raise HapError(
             f"{root} has no {MANIFEST}: `hap pack` has not finished there; run the same command again"
         )
     try:
-        manifest = json.loads((root / MANIFEST).read_text())
-        found = manifest["format"]
-    except (ValueError, LookupError, TypeError) as error:
-        raise HapError(f"{root / MANIFEST} is damaged: {error!r}") from None
-    if found != FORMAT:
-        raise HapError(f"{root / MANIFEST} has format {found!r}, not {FORMAT!r}: pack again")
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        if (found := manifest["format"]) != FORMAT:
+            raise HapError(f"{path} has format {found!r}, not {FORMAT!r}: pack again")
+        stored = manifest.pop("sha256", None)  # none in older ones
+        damage = None if stored in (None, checksum(manifest)) else "its checksum differs"
+        for entry in [manifest, *manifest["shards"]]:
+            for key, kind in (HEAD if entry is manifest else SHARD).items():
+                if not isinstance(entry[key], kind) or (key == "file" and "/" in entry[key]):
+                    damage = f"{key} is {entry[key]!r}"
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        damage = repr(error)
+    if damage:
+        raise HapError(f"{path} is damaged or was edited: {damage}; run the same hap pack again")
     return manifest
 
 
+def checksum(manifest: dict[str, Any]) -> str:
+    """Of all the manifest says, however it is laid out."""
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def verify(root: Path) -> list[str]:
-    """Compare every file of a packed folder with its checksum; the names of missing or damaged ones."""
-    shards = read_manifest(root)["shards"]
-    sums = {entry["file"]: entry["sha256"] for entry in shards}
-    sums |= {entry["file"].replace(".tar", ".npy"): entry["index_sha256"] for entry in shards}
+    """Compare every file of a packed folder with its checksum; what is wrong, one line for each file."""
+    manifest = read_manifest(root)
+    sums = {entry["file"]: entry["sha256"] for entry in manifest["shards"]}
+    sums |= dict(
+        zip(_indices(manifest), (entry["index_sha256"] for entry in manifest["shards"]), strict=True)
+    )
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda name: _sha256(root / name), sums)
-    return [name for name, sha256 in zip(sums, found, strict=True) if sha256 != sums[name]]
+    wrong = [
+        f"{name}: {'damaged' if sha256 else 'missing'}"
+        for name, sha256 in zip(sums, found, strict=True)
+        if sha256 != sums[name]
+    ]
+    known = {*sums, MANIFEST, SKIPPED, "notes"}
+    return wrong + sorted(
+        f"{printable(path.name)}: not of this packing" for path in root.iterdir() if path.name not in known
+    )
+
+
+def _indices(manifest: dict[str, Any]) -> list[str]:
+    return [entry["file"].replace(".tar", ".npy") for entry in manifest["shards"]]
 
 
 def _size(path: Path) -> int:

@@ -7,11 +7,14 @@ processes if asked) and writes the lists that the layout wants."""
 import inspect
 import json
 import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +24,10 @@ from typing import Any
 import cv2
 import numpy as np
 from filelock import FileLock
-from rich.progress import track
 
 from hap.errors import HapError
+from hap.processes import end_with_parent, held_back
+from hap.progress import progress
 from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
 from hap.synthetic.render import Rendering, render
@@ -42,10 +46,10 @@ def synthesize(
     WRITERS).
 
     `num_workers` processes draw (0: this one); `options` are the keyword arguments of the writer. The folder
-    appears complete or not at all. Raises HapError if `out` holds anything, or for what the writer
-    refuses."""
+    appears complete or not at all. Raises HapError if `out` holds anything or cannot be written, and for what
+    the writer refuses."""
     marker, out = _marker(dataset, num_images, seed, options), Path(out)
-    with _lock(out):
+    with _writing(out):
         _write(marker, out, num_workers)
     return out
 
@@ -58,15 +62,21 @@ def ensure(
     Raises HapError if `root` holds anything else: other data, or people drawn with other settings."""
     marker, root = _marker(dataset, num_images, seed, options), Path(root)
     if not _same(root / MARKER, marker):
-        with _lock(root):
+        with _writing(root):
             if not _same(root / MARKER, marker):  # another process may have drawn it meanwhile
                 _write(marker, root, num_workers)
     return root
 
 
-def _lock(out: Path) -> FileLock:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(out.parent / f".{out.name}.lock")
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """One process writes at a time. The system gives the lock back when a process is killed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.parent / f".{out.name}.lock"):
+            yield
+    except OSError as error:
+        raise HapError(f"cannot write {out}: {error}") from error
 
 
 def _write(marker: dict[str, Any], out: Path, num_workers: int) -> None:
@@ -76,8 +86,12 @@ def _write(marker: dict[str, Any], out: Path, num_workers: int) -> None:
             f"{out} is not empty and does not hold what was asked for ({json.dumps(marker)}): "
             "delete it or name another folder"
         )
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    for left in out.parent.iterdir():  # by a process that was killed
+        if left.name.startswith(f".{out.name}.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = (
+        out.parent / f".{out.name}.partial-{os.getpid()}"
+    )  # not one that its last processes may write to
     partial.mkdir()
     try:
         writer, run = WRITERS[marker["dataset"]], _runner(num_workers)
@@ -111,35 +125,58 @@ def _marker(dataset: str, num_images: int, seed: int, options: dict[str, Any]) -
 
 
 def _same(path: Path, marker: dict[str, Any]) -> bool:
-    return path.is_file() and json.loads(path.read_text()) == json.loads(json.dumps(marker))
+    try:
+        return json.loads(path.read_text()) == json.loads(json.dumps(marker))
+    except (OSError, ValueError):  # not there, or damaged
+        return False
 
 
 def _runner(num_workers: int) -> Run:
-    """Maps a function over jobs, in `num_workers` processes or in this one; a progress line for many jobs."""
+    """Maps a function over jobs, in `num_workers` processes or in this one."""
 
     def run(function: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
-        def show(results: Iterator[Any]) -> list[Any]:
-            if len(jobs) <= 500:
-                return list(results)
-            return list(track(results, "drawing people", total=len(jobs)))
+        def collect(results: Iterable[Any]) -> list[Any]:
+            found = []
+            with progress("drawing people", len(jobs)) as advance:
+                for result in results:
+                    found.append(result)
+                    advance(1)
+            return found
 
         if num_workers == 0:
-            return show(map(function, jobs))
+            return collect(map(function, jobs))
         # Not forked: the threads of torch and OpenCV do not survive that.
         context = multiprocessing.get_context("spawn")
-        with _without_main(), ProcessPoolExecutor(num_workers, context, cv2.setNumThreads, (0,)) as pool:
-            return show(pool.map(function, jobs, chunksize=max(1, min(32, len(jobs) // (4 * num_workers)))))
+        chunk = max(1, min(8, len(jobs) // (4 * num_workers)))
+        with ProcessPoolExecutor(num_workers, context, _prepare) as pool:
+            try:
+                with _only_for_us():
+                    results = pool.map(function, jobs, chunksize=chunk)
+                return collect(results)
+            except BrokenProcessPool:
+                raise HapError(
+                    "a drawing process died, most likely because memory ran out: lower num_workers"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C the rest is not drawn
 
     return run
 
 
+def _prepare() -> None:
+    end_with_parent()
+    cv2.setNumThreads(0)
+
+
 @contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes started in here do not import the program again: all of Lightning, ten seconds in each."""
+def _only_for_us() -> Iterator[None]:
+    """Processes started in here do not import the program again (all of Lightning, ten seconds in each), and
+    leave Ctrl-C to this one."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        yield
+        with held_back(signal.SIGINT):
+            yield
     finally:
         sys.modules["__main__"] = main
 
