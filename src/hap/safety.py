@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from hap.checkpointing import checkpoints_in, is_intact, point_to_last, set_aside
-from hap.errors import HapError
+from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Checkpoints(L.Callback):
 
     def _report_not_finite(self, trainer: Any, step: int, indices: list[int]) -> None:
         records = trainer.train_dataloader.dataset.records
-        names = [records[i].name for i in indices]
+        names = [printable(records[i].name) for i in indices]
         path = Path(trainer.default_root_dir) / f"not_finite_rank{trainer.global_rank}.txt"
         path.write_text("\n".join(names) + "\n")
         more = f", ... all {len(names)} of this rank in {path}"

@@ -27,6 +27,8 @@ from hap.data.files import (
 )
 from hap.errors import BadSample, HapError, printable
 
+SUFFIXES = (*IMAGE_SUFFIXES, ".npy")  # of images and poses
+
 
 class Store(Protocol):
     def names(self, *suffixes: str) -> list[str]:
@@ -72,10 +74,15 @@ class FolderStore:
     """The files of a folder and the folders in it, named by their relative paths."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self._said = folder, False
 
     def names(self, *suffixes: str) -> list[str]:
-        return list_files(self.folder, suffixes)
+        left_out = LeftOut()
+        found = list_files(self.folder, SUFFIXES, left_out)
+        if not self._said:
+            left_out.log(self.folder)
+        self._said = True  # poses may lie beside the images
+        return [name for name in found if name.lower().endswith(suffixes)]
 
     def read(self, name: str) -> bytes:
         return read_file(f"{self.folder}/{name}")
@@ -103,8 +110,8 @@ class _Archive:
             name = self.name_of(path)
             if any(map(is_hidden, path.split("/"))):
                 left_out.add(HIDDEN, entry)
-            elif not name.lower().endswith((*IMAGE_SUFFIXES, ".npy")):
-                left_out.add(f"not {', '.join(IMAGE_SUFFIXES)} or .npy", entry)
+            elif not name.lower().endswith(SUFFIXES):
+                left_out.add(f"not {', '.join(SUFFIXES)}", entry)
             elif name in self.index:
                 twice.append(f"{printable(entry)} in {archive} and {archives[name]}")
             else:
