@@ -71,7 +71,7 @@ def test_what_a_pretraining_checkpoint_fills(tmp_path, model, initialised):
         {"model": {f"mae.{k}": v for k, v in mae.state_dict().items()}, "arch": "hap"}, tmp_path / "hap.pth"
     )
     net = model(num_classes=3, **sizes)
-    report = load_weights(net, tmp_path / "hap.pth", source="hap", source_grid=(4, 2))
+    report = load_weights(net, tmp_path / "hap.pth", source="hap")
     assert (len(report.matched), len(report.unexpected)) == (150, 104)
     assert len(report.missing) == initialised
     assert torch.equal(net.norm.weight, mae.norm.weight)

@@ -57,8 +57,15 @@ class Root:
         None  # images per device and pass; null: total / devices, in pre-training what fits
     )
     synthetic: bool = False  # drawn people in place of the data set
-    weights: str | None = None  # initialise the model from this file
+    weights: str | None = (
+        None  # initialise the model: a file, or timm:NAME, hf:OWNER/REPO, https://..., drawn
+    )
     weights_source: str = "auto"  # hap, mae, timm, lightning
+    weights_entry: str | None = None  # the file's entry to take, such as teacher
+    weights_prefix: str = ""  # what the encoder's names in it begin with, such as "backbone."
+    weights_grid: Any = None  # rows x columns of the file's positions, such as 24x8
+    weights_sha256: str | None = None  # refuse a file with another checksum
+    weights_partial: bool = False  # take what fits of an encoder of another kind
     zero_shot: bool = (
         False  # eval, predict: score an encoder from `weights` that was not trained for the task
     )

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
-from hap.config import CONF_DIR, check_config
+from hap.config import CONF_DIR, Root, check_config
 from hap.data.base import DataModule
 from hap.data.images import read_images
 from hap.data.samplers import BatchPlan
@@ -67,10 +67,11 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     task: Task = build(cfg.task, "task")
     if cfg.zero_shot and not task.zero_shot:
         raise HapError("zero_shot=true is for re-identification; this task has no score without training")
-    if cfg.weights is not None:
-        report = load_weights(task.model, cfg.weights, cfg.weights_source)
+    report = None
+    if cfg.weights is not None and ckpt_path is None:  # what a run goes on from has all of its weights
+        report = load_weights(task.model, cfg.weights, **weights_options(cfg))
         rank_zero_only(log.info)("%s", report)
-        if stage != "train" and ckpt_path is None:
+        if stage != "train":
             _check_trained(task, report)
     if stage == "train":
         plan_batches(cfg, trainer, datamodule, task)
@@ -86,7 +87,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     if stage != "train":
         _load_whole(task, ckpt_path)
 
-    _record(cfg, run_dir)
+    _record(cfg, run_dir, report)
     start = time.perf_counter()
     try:
         if stage == "train":
@@ -109,6 +110,15 @@ def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
         if isinstance(cause, HapError):
             raise cause from error
         raise HapError(f"{where}: {cause}") from error
+
+
+def weights_options(cfg: DictConfig) -> dict[str, Any]:
+    """The root keys `weights_NAME`, which are the arguments NAME of `load_weights`."""
+    options = {str(key): cfg[key] for key in cfg if str(key).startswith("weights_")}
+    return {
+        key.removeprefix("weights_"): list(value) if OmegaConf.is_list(value) else value
+        for key, value in options.items()
+    }
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
@@ -180,6 +190,8 @@ def _check_stage(stage: Stage, cfg: DictConfig) -> None:
         raise HapError(
             f"{stage} needs a model: ckpt_path=FILE for a checkpoint of this task, weights=FILE for an encoder"
         )
+    if cfg.weights is None and weights_options(cfg) != weights_options(OmegaConf.structured(Root)):
+        raise HapError("the keys weights_... say how to read weights=FILE, which is missing")
     if cfg.zero_shot and (stage == "train" or cfg.weights is None or cfg.ckpt_path is not None):
         raise HapError(
             "zero_shot=true scores an encoder as it is: hap eval ... weights=FILE, without ckpt_path"
@@ -244,7 +256,7 @@ def _load_whole(task: Task, path: Path | None, checkpoint: dict[str, Any] | None
 
 
 @rank_zero_only
-def _record(cfg: DictConfig, run_dir: Path) -> None:
+def _record(cfg: DictConfig, run_dir: Path, weights: LoadReport | None) -> None:
     """Write down what runs, once everything is there that it needs."""
     config = run_dir / "config.yaml"
     if config.exists():
@@ -253,6 +265,8 @@ def _record(cfg: DictConfig, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, config, resolve=True)
         (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        if weights is not None:
+            (run_dir / "weights.json").write_text(json.dumps(weights.record(), indent=2) + "\n")
     except OSError as error:
         raise cannot_write(run_dir, error) from error
 

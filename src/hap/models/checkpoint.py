@@ -1,32 +1,34 @@
-"""Weights from files: one converter per source, a grid-aware resize of positions, a report of what happened.
+"""Initialises a model from weights of any source: they fit, or are refused; and a report of what happened.
 
-Nothing in a file is executed: pickles are read by PyTorch's `weights_only` loader, which knows tensors,
-numbers, strings and containers, and there is no way around it.
+`weight_names` finds the file, `weight_file` reads it as data, `weight_state` picks the state dict. Here it is fitted
+into the model.
 """
 
-import argparse
 import math
-import pickle
 import re
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hap.errors import HapError
+from hap.models.weight_file import OddTensor, StoredTensor, read_weight_file
+from hap.models.weight_names import check_sha256, locate
+from hap.models.weight_state import State, find_state, foreign, is_tensor, others, some
 
 Grid = tuple[int, int]
-State = dict[str, Tensor]
 
 POS_EMBEDS = ("pos_embed", "decoder_pos_embed")
-# What every task shares and no file may have in another size; decoders and heads may differ.
+# What every task shares and no file may have otherwise; decoders and heads may differ.
 ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+# Of other encoders. A parameter of the model itself (a token, positions) is the encoder's, too, unless it is one of
+# the free.
+_OTHER_ENCODERS = ("norm_pre.", "rel_pos_bias.", "rope.", "layers.", "stages.")
+_FREE = ("mask_token", "decoder_", "head", "logit_scale", "logit_bias")
 HAP_GRID = (16, 8)
 
 
@@ -35,66 +37,95 @@ class LoadReport:
     """What `load_weights` did, by name of parameter or buffer."""
 
     origin: str  # file, source and how the source was found
+    licence: str | None  # of the weights, where it is known
+    sha256: str  # of the file
     matched: tuple[str, ...]  # loaded
     missing: tuple[str, ...]  # of the model, not in the file: left as they were
     unexpected: tuple[str, ...]  # of the file, not in the model or there of another size: not loaded
     resized: tuple[str, ...]  # of the matched: positions of another grid
+    notes: tuple[str, ...]  # what was decided, and the key that decides otherwise
 
     def __str__(self) -> str:
         lines = [f"weights of {self.origin}: {len(self.matched)} matched"]
         for kind in ("missing", "unexpected", "resized"):
             names = getattr(self, kind)
             if names:
-                lines.append(f"  {len(names)} {kind}: {_some(names)}")
-        return "\n".join(lines)
+                lines.append(f"  {len(names)} {kind}: {some(names)}")
+        licence = (f"licence of these weights: {self.licence}",) if self.licence else ()
+        return "\n  ".join(["\n".join(lines), *self.notes, *licence])
+
+    def record(self) -> dict[str, Any]:
+        """For weights.json of a run: where the weights are from and how much of them was taken."""
+        counted = ("matched", "missing", "unexpected")
+        return asdict(self) | {kind: len(getattr(self, kind)) for kind in counted}
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, source: str = "auto", source_grid: Grid | None = None
+    model: nn.Module,
+    weights: str | Path,
+    source: str = "auto",
+    *,
+    entry: str | None = None,
+    prefix: str = "",
+    grid: str | Sequence[int] | None = None,
+    sha256: str | None = None,
+    partial: bool = False,
 ) -> LoadReport:
-    """Initialises a `ViT` or `MaskedAutoencoder` from a file.
+    """Initialises a `ViT` or `MaskedAutoencoder`. On the command line the arguments are the keys `weights_...`.
 
     Args:
         model: has `grid`, the rows and columns of its patches.
+        weights: a file or a name, see `hap.models.weight_names`.
         source: whose file it is.
             `hap`: the official pre-training checkpoint;
             `mae`: MAE's, with or without decoder;
             `timm`: a plain state dict, .safetensors or .pth;
             `lightning`: a checkpoint of this project.
             `auto` decides by the kind of container, never by the names of the parameters.
-        source_grid: rows and columns of the file's position embeddings. By default what the file records (its
-            entry or metadata `grid`, such as "16x8"), else 16 x 8 (HAP's) for 128 patches, else a square.
+        entry: of a file of several state dicts the one to take, such as `teacher`; dots lead into dicts of dicts.
+        prefix: what the encoder's names begin with, such as `backbone.`; names without it are left out.
+        grid: rows and columns of the file's position embeddings, (24, 8) or "24x8". By default what the file
+            records (its entry or metadata `grid`); else the model's, where the number of patches is the same;
+            else 16 x 8 (HAP's) for 128 patches; else a square.
+        sha256: the file's checksum; another file is refused.
+        partial: consent to an encoder of another kind: what only the file has is left out, what only the model has
+            stays as it was.
 
     Raises:
-        HapError: the file is unreadable, contains code, has no parameter of the model's, or has one of the
-            encoder's in another shape. (A decoder or head of another size is not loaded, and reported.)
+        HapError: the file is unreadable, contains code, has no parameter of the model's, or its encoder is of
+            another kind or size. (A decoder or head of another size is not loaded, and reported.)
     """
-    path = Path(path)
-    content = _read(path)
-    how = "given"
-    if source == "auto":
-        source, how = _detect(content, path)
-    if source not in SOURCES:
-        raise HapError(f"there is no weight source {source!r}: choose auto, {', '.join(SOURCES)}")
-    state = SOURCES[source](content)
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise HapError(f"{path}: source {source!r} ({how}) has its weights elsewhere: name another source")
+    located = locate(weights, sha256)
+    path = located.path
+    file = read_weight_file(path)
+    digest = check_sha256(path, sha256, str(path))
+    try:
+        state, found = find_state(file, source, entry, prefix)
+        rest = others(file, state)
+        state = _with_class_position({name: value for name, value in state.items() if is_tensor(value)})
+        if misfit := _misfit(state, model, partial):
+            fitting = [keys for keys, other in rest.items() if not _misfit(other, model, partial=False)]
+            hint = f": set {some([' or '.join(fitting)])}" if fitting else foreign(file)
+            raise HapError(f"{misfit}; read as {found}{hint}")
+        known = _parse_grid(grid, "weights_grid") or _recorded_grid(file.metadata, state, found)
+        loaded, resized, notes = _fit(state, model, known)
+    except HapError as error:
+        raise HapError(f"{path}: {error}") from error
+    model.load_state_dict(loaded, strict=False)
 
-    grid = source_grid or _recorded_grid(content, path)
-    loadable, unexpected, resized = _fit(state, model, grid, path)
-    target = model.state_dict()
-    if not loadable:
-        raise HapError(
-            f"{path}: none of its parameters ({_some(state)}) is one of the model's ({_some(target)}); "
-            f"read as source {source!r} ({how})"
-        )
-    model.load_state_dict(loadable, strict=False)
+    if rest:
+        notes.append(f"not taken from the same file: {some(rest)}")
+    if partial and (differs := _difference(state, model)):
+        notes.append(f"an encoder of another kind, with weights_partial=true: {differs}")
     return LoadReport(
-        origin=f"{path} (source {source}, {how})",
-        matched=tuple(loadable),
-        missing=tuple(name for name in target if name not in loadable),
-        unexpected=tuple(unexpected),
+        origin=f"{path if str(weights) == str(path) else f'{weights} = {path}'} ({found})",
+        licence=file.metadata.get("licence") or file.metadata.get("license") or located.licence,
+        sha256=digest,
+        matched=tuple(loaded),
+        missing=tuple(name for name in model.state_dict() if name not in loaded),
+        unexpected=tuple(name for name in state if name not in loaded),
         resized=tuple(resized),
+        notes=tuple(notes),
     )
 
 
@@ -110,155 +141,144 @@ def resize_pos_embed(pos_embed: Tensor, source_grid: Grid, target_grid: Grid) ->
     return torch.cat([cls, patches], dim=1)
 
 
-def _fit(state: State, model: nn.Module, grid: Grid | None, path: Path) -> tuple[State, list[str], list[str]]:
-    """The tensors that the model takes, with its positions, and the names of those not taken and resized."""
+def _misfit(state: State, model: nn.Module, partial: bool) -> str:
+    """Why a state dict is not of this model's encoder, by its names; or nothing."""
     target = model.state_dict()
+    if state.keys().isdisjoint(target):
+        return f"none of its parameters ({some(state)}) is one of the model's ({some(target)})"
+    differs = "" if partial else _difference(state, model)
+    return differs and f"its encoder is of another kind: {differs}; weights_partial=true takes what fits"
+
+
+def _difference(state: State, model: nn.Module) -> str:
+    """What only one of two encoders has, in words; or nothing."""
+    target = model.state_dict()
+    extra = [name for name in state if name not in target and _of_encoder(name)]
+    lacking = [name for name in target if name.startswith(ENCODER) and name not in state]
+    said = []
+    if (depths := (_depth(state), _depth(target)))[0] != depths[1]:
+        said.append(f"it has {depths[0]} blocks, the model {depths[1]}")
+    if extra:
+        said.append(f"only it has {some(extra)}")
+    if lacking:
+        said.append(f"only the model has {some(lacking)}")
+    if "norm.weight" in lacking and "fc_norm.weight" in state:
+        said.append("its fc_norm is of averaged patches, from a fine-tuning, not the final norm")
+    return "; ".join(said)
+
+
+def _of_encoder(name: str) -> bool:
+    if name.startswith(_FREE):
+        return False
+    return name.startswith((*ENCODER, *_OTHER_ENCODERS)) or "." not in name
+
+
+def _depth(names: Iterable[str]) -> int:
+    return max(
+        (int(match[1]) + 1 for name in names if (match := re.match(r"blocks\.(\d+)\.", name))), default=0
+    )
+
+
+def _fit(
+    state: State, model: nn.Module, known: Grid | None
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """The tensors that the model takes, with its positions; the names of those resized; and what was assumed."""
     target_grid: Grid = model.grid  # type: ignore[assignment]
-    loadable: State = {}
-    unexpected, resized = [], []
-    for name, value in state.items():
-        if name not in target:
-            unexpected.append(name)
+    loaded: dict[str, Tensor] = {}
+    resized, notes = [], []
+    for name, wanted in model.state_dict().items():
+        if name not in state:
             continue
-        shape = tuple(value.shape)
+        value, shape = state[name], tuple(getattr(state[name], "shape", ()))
         if name in POS_EMBEDS:
-            source_grid = _pos_embed_grid(name, value, grid, path)
-            value = resize_pos_embed(value, source_grid, target_grid)
-        if value.shape == target[name].shape:
-            loadable[name] = value
-            if name in POS_EMBEDS and source_grid != target_grid:
+            value = _dense(name, value, wanted)
+            grid, assumed = _grid_of(name, shape, known, target_grid)
+            value = resize_pos_embed(value, grid, target_grid)
+            notes += [assumed] if assumed and name == "pos_embed" else []
+        if getattr(value, "shape", None) == wanted.shape:
+            loaded[name] = _dense(name, value, wanted)
+            if name in POS_EMBEDS and grid != target_grid:
                 resized.append(name)
         elif name.startswith(ENCODER):
+            _dense(name, value, wanted)
             raise HapError(
-                f"{path}: {name} has shape {shape}, the model's has {tuple(target[name].shape)}: "
+                f"{name} has shape {shape}, the model's has {tuple(wanted.shape)}: "
                 "the file is of a model of another size"
             )
-        else:
-            unexpected.append(name)
-    return loadable, unexpected, resized
+    return loaded, resized, notes
 
 
-def _pos_embed_grid(name: str, pos_embed: Tensor, grid: Grid | None, path: Path) -> Grid:
-    """Checks the known grid of a file's positions, or infers it from their number."""
-    if pos_embed.ndim != 3:
-        raise HapError(f"{path}: {name} is {tuple(pos_embed.shape)} instead of (1, 1 + patches, width)")
-    count = pos_embed.shape[1] - 1
-    if grid is not None:
-        if grid[0] * grid[1] != count:
-            raise HapError(f"{path}: {name} has {count} patches, the source grid {grid[0]}x{grid[1]}")
-        return grid
-    if count == HAP_GRID[0] * HAP_GRID[1]:
-        return HAP_GRID
-    side = math.isqrt(max(count, 0))
-    if side * side != count or not count:
-        raise HapError(f"{path}: {name} has {count} patches of an unknown grid: give source_grid")
-    return side, side
+def _dense(name: str, value: Any, wanted: Tensor) -> Tensor:
+    """Reads a parameter. Raises HapError if it is not of plain, finite numbers."""
+    if isinstance(value, OddTensor):
+        raise HapError(f"{name} is {value.what}: save it as a dense tensor of floating-point numbers")
+    tensor = value.read() if isinstance(value, StoredTensor) else value
+    if wanted.is_floating_point():
+        if not tensor.is_floating_point():
+            raise HapError(f"{name} is of {tensor.dtype}: save it as floating-point numbers")
+        if not tensor.float().isfinite().all():
+            raise HapError(f"{name} is not finite everywhere: a damaged file, or of a training that diverged")
+    return tensor
 
 
-def _recorded_grid(content: Mapping[str, Any], path: Path) -> Grid | None:
-    """The entry `grid` of a file, such as "16x8"."""
-    grid = content.get("grid")
+def _with_class_position(state: State) -> State:
+    """PASS keeps the position of the class token apart from those of the patches."""
+    if "cls_pos" not in state or "pos_embed" not in state:
+        return state
+    wanted = torch.empty(0)
+    apart = [_dense(name, state[name], wanted) for name in ("cls_pos", "pos_embed")]
+    return {name: value for name, value in state.items() if name != "cls_pos"} | {
+        "pos_embed": torch.cat(apart, 1)
+    }
+
+
+def _grid_of(name: str, shape: tuple[int, ...], known: Grid | None, target: Grid) -> tuple[Grid, str]:
+    """The grid of a file's positions, checked or inferred from their number; and what was assumed, if anything."""
+    if len(shape) != 3 or shape[1] < 2:
+        raise HapError(f"{name} is {shape} instead of (1, 1 + patches, width)")
+    count = shape[1] - 1
+    if known is not None:
+        if math.prod(known) != count:
+            raise HapError(
+                f"{name} has {count} patches, the grid {known[0]}x{known[1]} has {math.prod(known)}{_grids(count)}"
+            )
+        return known, ""
+    side = math.isqrt(count)
+    usual = HAP_GRID if count == math.prod(HAP_GRID) else (side, side) if side * side == count else None
+    if count == math.prod(target):
+        if usual in (None, target):
+            return target, ""
+        return target, f"{name} is taken as it is, on the model's grid; {_key(usual)} if the file's is that"
+    if usual is None:
+        raise HapError(f"{name} has {count} patches, of a grid that nothing records{_grids(count)}")
+    return usual, f"{name} is taken to be of {usual[0]}x{usual[1]} patches; weights_grid says otherwise"
+
+
+def _grids(count: int) -> str:
+    """What to type for a number of patches: people are about twice as high as wide."""
+    grids = [(count // cols, cols) for cols in range(2, math.isqrt(count) + 1) if count % cols == 0]
+    grids.sort(key=lambda grid: abs(math.log(grid[0] / grid[1] / 2)))
+    return f": rows x columns, such as {' or '.join(map(_key, grids[:3]))}" if grids else ""
+
+
+def _key(grid: Grid) -> str:
+    return f"weights_grid={grid[0]}x{grid[1]}"
+
+
+def _recorded_grid(metadata: Mapping[str, str], state: State, found: str) -> Grid | None:
+    if "grid" in metadata:
+        return _parse_grid(metadata["grid"], "its entry 'grid'")
+    positions: Any = getattr(state.get("pos_embed"), "shape", ())
+    official = (
+        found.startswith("source hap") and len(positions) == 3 and positions[1] == 1 + math.prod(HAP_GRID)
+    )
+    return HAP_GRID if official else None
+
+
+def _parse_grid(grid: str | Sequence[int] | None, what: str) -> Grid | None:
     if grid is None:
         return None
-    match = re.fullmatch(r"(\d+)x(\d+)", str(grid))
+    match = re.fullmatch(r"(\d+)x(\d+)", grid if isinstance(grid, str) else "x".join(map(str, grid)))
     if not match:
-        raise HapError(f"{path}: its entry 'grid' is {grid!r} instead of something like '16x8'")
+        raise HapError(f"{what} is {grid!r} instead of rows x columns, something like '16x8'")
     return int(match[1]), int(match[2])
-
-
-def _from_hap(content: Mapping[str, Any]) -> State:
-    """Official pre-training file. A model inside a wrapper has names that begin with `mae.`."""
-    return {name.removeprefix("mae."): value for name, value in _entry(content, "model").items()}
-
-
-def _from_mae(content: Mapping[str, Any]) -> State:
-    """MAE's files, encoder alone or with decoder; the names are ours."""
-    return _entry(content, "model")
-
-
-def _from_timm(content: Mapping[str, Any]) -> State:
-    """A plain state dict, possibly under `state_dict`; the names are ours."""
-    state = _entry(content, "state_dict") or content
-    return {name: value for name, value in state.items() if name != "grid"}
-
-
-def _from_lightning(content: Mapping[str, Any]) -> State:
-    """Our own checkpoint: the network is the task's attribute `model`."""
-    state = _entry(content, "state_dict")
-    return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-
-
-def _entry(content: Mapping[str, Any], key: str) -> State:
-    """An entry that should be a state dict; empty if it is not there or is something else."""
-    entry = content.get(key)
-    return dict(entry) if isinstance(entry, Mapping) else {}
-
-
-SOURCES: dict[str, Callable[[Mapping[str, Any]], State]] = {
-    "hap": _from_hap,
-    "mae": _from_mae,
-    "timm": _from_timm,
-    "lightning": _from_lightning,
-}
-
-
-def _detect(content: Mapping[str, Any], path: Path) -> tuple[str, str]:
-    """The source by the container alone, and the reason for the report."""
-    if path.suffix == ".safetensors":
-        return "timm", "by its suffix"
-    if "pytorch-lightning_version" in content:
-        return "lightning", "by its entry 'pytorch-lightning_version'"
-    if "model" in content and "arch" in content:
-        return "hap", "by its entries 'model' and 'arch'"
-    if "model" in content:
-        return "mae", "by its entry 'model', without 'arch'"
-    if "state_dict" in content:
-        return "timm", "by its entry 'state_dict'"
-    if all(isinstance(value, Tensor) for value in content.values()):
-        return "timm", "a plain state dict"
-    raise HapError(f"{path}: not a known kind of checkpoint (entries {_some(content)}): name its source")
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """The entries of a weight file, on the CPU; for .safetensors, the tensors and its metadata's `grid`."""
-    if not path.is_file():
-        raise HapError(f"{path}: {'a folder, not a weight file' if path.is_dir() else 'no such weight file'}")
-    try:
-        if path.suffix == ".safetensors":
-            content = _read_safetensors(path)
-        else:
-            # MAE's full checkpoints hold their command line: a Namespace, inert. PyTorch warns about pickles
-            # that are not its own; here they load or are refused.
-            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            pickled = file.read(2).startswith((b"PK", b"\x80"))  # PyTorch's zip, or a bare pickle
-        if not pickled:
-            raise HapError(f"{path}: not a weight file, or a damaged one") from error
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({code[1]})" if code else " or pickle instructions that weights do not need"
-        raise HapError(f"{path}: refused: contains code{what}, not executed") from None
-    except PermissionError as error:
-        raise HapError(f"{path}: no permission to read it") from error
-    except Exception as error:  # a damaged file can fail anywhere inside the loader
-        raise HapError(f"{path}: not a weight file, or a damaged one ({type(error).__name__})") from error
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
-        raise HapError(f"{path}: holds a {type(content).__name__}, not a dict of named weights")
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        content: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if "grid" in (file.metadata() or {}):
-            content["grid"] = file.metadata()["grid"]
-    return content
-
-
-def _some(names: Any) -> str:
-    """The first few names, and how many more."""
-    names = list(names)
-    more = f", and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(map(str, names[:4])) + more

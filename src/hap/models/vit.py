@@ -6,6 +6,7 @@ Legend: N images, L = rows x cols patches (row-major), D embedding width.
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from timm.models.vision_transformer import VisionTransformer
@@ -117,17 +118,19 @@ def create_encoder(
     weights: str | Path | None = None,
     source: str = "auto",
     drop_path: float = 0.0,
+    **options: Any,
 ) -> ViT:
-    """Builds an encoder by name, with pre-trained weights if a file is given.
+    """Builds an encoder by name, with pre-trained weights if a file or a name of one is given.
 
     Args:
         name: `vit_tiny`, `vit_small`, `vit_base`, `vit_large` or `vit_huge`.
         img_size: height and width in pixels.
-        weights, source: see `hap.models.checkpoint.load_weights`.
+        weights, source, options: see `hap.models.checkpoint.load_weights`; the options are `entry`, `prefix`,
+            `grid`, `sha256` and `partial`.
         drop_path: stochastic-depth rate of the last block.
 
     Example:
-        >>> encoder = create_encoder("vit_base", weights="mae_pretrain_vit_base.pth")
+        >>> encoder = create_encoder("vit_base", weights="timm:vit_base_patch16_224.mae")
         >>> tokens = encoder(images)  # (N, 3, 256, 128) -> (N, 1 + 128, 768)
     """
     sizes = {path.stem: path for path in sorted((CONF_DIR / "model").glob("vit_*.yaml"))}
@@ -135,5 +138,5 @@ def create_encoder(
         raise HapError(f"there is no encoder {name!r}: choose one of {', '.join(sizes)}")
     encoder = ViT(img_size=img_size, drop_path=drop_path, **OmegaConf.load(sizes[name]))  # type: ignore[arg-type]
     if weights is not None:
-        log.info("%s", load_weights(encoder, weights, source))
+        log.info("%s", load_weights(encoder, weights, source, **options))
     return encoder
