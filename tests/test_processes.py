@@ -1,5 +1,7 @@
 """Child processes are real and really killed: none is left, and what happened to them is told in one message."""
 
+import atexit
+import importlib
 import logging
 import multiprocessing
 import os
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import rich
 from rich.console import Console
+from test_resume import CONTEXT
 
 import hap.progress
 from hap.cli import describe
@@ -115,34 +118,75 @@ def test_signals_to_the_whole_job_leave_the_loader_processes_at_work():
     assert sum(len(batch["index"]) for batch in batches) == 398
 
 
-PROGRAM = """
-import multiprocessing, sys, time
-sys.path.insert(0, {tests!r})
+def _main(program: str, options: list[str], output: Path, prepare) -> None:
+    os.setsid()  # a group of its own, as under a shell
+    multiprocessing.set_start_method("fork", force=True)
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    prepare()
+    sys.argv = [program, *options]
+    status = 0
+    try:
+        importlib.import_module(f"hap.{program}").main()
+    except SystemExit as end:
+        status = end.code
+    atexit._run_exitfuncs()
+    os._exit(status)
+
+
+def nothing() -> None:
+    """Prepares a program for what it can do as it is."""
+
+
+def start(program: str, options: list[str], output: Path, prepare=nothing):
+    """`hap PROGRAM` as a process that need not import everything again; `output` is its standard error."""
+    process = CONTEXT.Process(target=_main, args=(program, options, output, prepare))
+    process.start()
+    return process
+
+
+def end(process, seconds: float = 60) -> int:
+    process.join(seconds)
+    assert process.exitcode is not None, "it is still running"
+    return process.exitcode
+
+
+UNFORESEEN = f"""
+import multiprocessing, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_processes import Numbers, loader
 kept = loader(Numbers(400), 2, persistent=True)
-batches = iter(kept)
-next(batches)
+next(iter(kept))
 print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
-{end}
+raise OSError("unforeseen")
 """
 
 
-@pytest.mark.parametrize(
-    ("end", "status"), [("raise OSError('unforeseen')", 1), ("time.sleep(600)", -9), ("", 0)]
-)
-def test_a_program_takes_its_loader_processes_with_it(end, status):
-    code = PROGRAM.format(tests=str(Path(__file__).parent), end=end)
-    program = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    workers = [int(pid) for pid in program.stdout.readline().split()]
+def test_a_program_that_fails_does_not_wait_for_its_loader_processes():
+    program = subprocess.run([sys.executable, "-c", UNFORESEEN], capture_output=True, text=True, timeout=100)
+    assert program.returncode == 1
+    assert program.stderr.endswith("OSError: unforeseen\n")
+    workers = [int(pid) for pid in program.stdout.split()]
     assert len(workers) == 2
-    if status == -9:
-        assert all(is_running(pid) for pid in workers)
-        program.kill()
-    assert program.wait(60) == status
+    assert not any(is_running(pid) for pid in workers)
+
+
+def _load_for_ever(pipe) -> None:
+    multiprocessing.set_start_method("fork", force=True)
+    batches = iter(loader(Numbers(400), 2, persistent=True))
+    next(batches)
+    pipe.send([worker.pid for worker in multiprocessing.active_children()])
+    time.sleep(600)
+
+
+def test_a_killed_program_takes_its_loader_processes_with_it():
+    ours, theirs = CONTEXT.Pipe()
+    program = CONTEXT.Process(target=_load_for_ever, args=(theirs,))
+    program.start()
+    workers = ours.recv()
+    assert [is_running(pid) for pid in workers] == [True, True]
+    program.kill()
+    program.join()
     wait_until(lambda: not any(is_running(pid) for pid in workers), 10)
-    program.stdout.close()
 
 
 def test_what_is_repeated_leaves_no_file_and_no_process():
@@ -165,25 +209,22 @@ def test_what_is_repeated_leaves_no_file_and_no_process():
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_drawing_ends_with_its_processes_and_can_begin_again(tmp_path, number, status):
-    out = tmp_path / "people"
-    program = subprocess.Popen(
-        [sys.executable, "-m", "hap.synthesize", "dataset=luperson", "num_images=3000", f"out={out}", "num_workers=2"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    out = tmp_path / "drawn" / "people"
+    options = ["dataset=luperson", "num_images=3000", f"out={out}", "num_workers=2"]
+    program = start("synthesize", options, tmp_path / "stderr")
     wait_until(lambda: len(list(tmp_path.rglob("*.jpg"))) > 10)
     drawing = children(program.pid)
     assert len(drawing) >= 2
     os.kill(program.pid, number)
-    message = program.communicate(timeout=60)[1]
-    assert program.returncode == status
+    assert end(program) == status
     wait_until(lambda: not any(is_running(pid) for pid in drawing), 10)
     if number != signal.SIGKILL:
-        assert message == "hap: stopped, nothing is left behind; the same command begins again\n"
-        assert [path.name for path in tmp_path.iterdir()] == [".people.lock"]
+        assert (
+            tmp_path / "stderr"
+        ).read_text() == "hap: stopped, nothing is left behind; the same command begins again\n"
+        assert [path.name for path in out.parent.iterdir()] == [".people.lock"]
     synthesize("luperson", out, num_images=4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".people.lock", "people"]
+    assert sorted(path.name for path in out.parent.iterdir()) == [".people.lock", "people"]
     assert len(list(out.rglob("*.jpg"))) == 4
 
 
