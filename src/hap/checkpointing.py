@@ -89,7 +89,7 @@ def _why(error: Exception, checkpoint: dict[str, Any], folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         needed = sum(leaf.nbytes for leaf in tree_leaves(checkpoint) if isinstance(leaf, torch.Tensor))
         text += (
-            f" ({needed / 1e6:,.0f} MB are needed, {shutil.disk_usage(folder).free / 1e6:,.0f} MB are free)"
+            f" ({needed / 1e6:,.1f} MB are needed, {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free)"
         )
     return text
 

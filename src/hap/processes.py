@@ -19,7 +19,7 @@ import cv2
 
 from hap.errors import HapError
 
-_OF_THE_JOB = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_OF_THE_JOB = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 
 
 def prepare_worker(_: int) -> None:

@@ -28,6 +28,7 @@ from hap.errors import HapError
 from hap.flops import training_flops
 from hap.memory import step_memory
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
+from hap.ranks import Ranks
 from hap.run_folder import cannot_write, hold
 from hap.tasks.base import Task
 
@@ -96,6 +97,12 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             trainer.test(task, datamodule, verbose=False)
         else:
             trainer.predict(task, datamodule, return_predictions=False)
+    except Exception as error:
+        cause = next(c.cause for c in trainer.callbacks if isinstance(c, Ranks))  # type: ignore[attr-defined]
+        if cause is None and not isinstance(error, OSError):  # the logger's, on a full disk
+            raise
+        go_on = "; once that is mended, go on with resume=auto" if stage == "train" else ""
+        raise HapError(f"{cause or error}{go_on}") from error
     finally:
         wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
     return _write_results(trainer, run_dir, time.perf_counter() - start, show=stage == "eval")
@@ -122,7 +129,10 @@ def weights_options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
-    callbacks = [build(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node]
+    callbacks = [
+        Ranks(),
+        *(build(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node),
+    ]
     loggers = [build(n, f"logger.{k}", save_dir=str(run_dir)) for k, n in (cfg.logger or {}).items() if n]
     trainer = build(
         cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=str(run_dir)
