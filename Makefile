@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEVICE ?= cuda
 READY := $(VENV)/.ready
 
 help:  ## this list
@@ -33,8 +34,11 @@ bench: $(READY)  ## measured speed of this machine, written to benchmarks/
 	$(BIN)/python -m hap.bench pretrain experiment=demo out=benchmarks/demo benchmark.batch_sizes=[8]
 	$(BIN)/python -m hap.bench reid_eval
 
+gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started again it goes on (DEVICE=cpu: a toy)
+	$(BIN)/python -m hap.bench all benchmark.device=$(DEVICE) $(ARGS)
+
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
 
-.PHONY: help install demo demo-reid test lint bench clean
+.PHONY: help install demo demo-reid test lint bench gpu clean
 .DEFAULT_GOAL := help

@@ -10,9 +10,12 @@ import torch
 from conftest import config
 
 import hap.bench
+from hap.benchmarks import all as everything
 from hap.benchmarks import reading, steps
+from hap.benchmarks.profiling import kind_of
 from hap.benchmarks.timing import matmul_peak, median_seconds
 from hap.config import check_config
+from hap.errors import HapError
 from hap.runner import build
 
 TINY_BENCH = (
@@ -34,7 +37,7 @@ TINY_BENCH = (
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("benchmark", ["pretrain", "reid_eval"])
+@pytest.mark.parametrize("benchmark", ["pretrain", "reid_eval", "all"])
 @pytest.mark.parametrize("experiment", ["pretrain_hap", "pretrain_mae", "demo"])
 def test_benchmark_fits_its_constructors(benchmark, experiment):
     check_config(config("bench", f"benchmark={benchmark}", f"experiment={experiment}"))
@@ -70,7 +73,8 @@ def test_pretrain_from_the_configuration_to_the_files(luperson, tmp_path, monkey
 def test_all_negatives_in_pieces_and_accumulation_see_the_same_images(luperson):
     """Two passes of 2 images in either way, and as many optimiser steps."""
     cfg = config("bench", "benchmark=pretrain", *TINY_BENCH, f"data.root={luperson}")
-    bench = steps.StepBench(build(cfg.task, "task"), CPU, {}, repeats=1, max_step_seconds=1)
+    sample = build(cfg.data, "data").dataset("train")[0, 0]
+    bench = steps.StepBench(build(cfg.task, "task"), CPU, sample, {}, repeats=1, max_step_seconds=1)
     sizes: list[int] = []
     bench.task.reconstruction.register_forward_hook(lambda _, args, __: sizes.append(args[0].shape[1]))
     for all_negatives in (False, True):
@@ -117,7 +121,9 @@ def test_dropping_from_the_page_cache_changes_no_file(tmp_path):
 def test_step_does_not_wait_for_the_device(luperson):
     """No copy to the host, no synchronisation: CUDA raises an error for either."""
     cfg = config("bench", "benchmark=pretrain", *TINY_BENCH, f"data.root={luperson}")
-    bench = steps.StepBench(build(cfg.task, "task"), torch.device("cuda"), {}, repeats=1, max_step_seconds=1)
+    sample = build(cfg.data, "data").dataset("train")[0, 0]
+    device = torch.device("cuda")
+    bench = steps.StepBench(build(cfg.task, "task"), device, sample, {}, repeats=1, max_step_seconds=1)
     step = bench.step(steps.Variant(4, "bf16-mixed"))
     step()
     torch.cuda.set_sync_debug_mode("error")
@@ -125,3 +131,53 @@ def test_step_does_not_wait_for_the_device(luperson):
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.slow
+def test_every_part_for_a_gpu_runs_as_a_toy_and_goes_on(tmp_path, monkeypatch):
+    """What `make gpu DEVICE=cpu` runs; a part that hangs is stopped and named, and made up for at the next start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        everything, "PARTS", everything.PARTS | {"ViT-L": (0.02, everything.PARTS["ViT-L"][1])}
+    )
+    cfg = config("bench", "benchmark=all", "benchmark.device=cpu", f"out={tmp_path}")
+    hap.bench.body(cfg, tmp_path)
+    path = tmp_path / "all_cpu.json"
+    results = json.loads(path.read_text())["results"]
+    states = {row["part"]: row["state"] for row in results["parts"]}
+    assert states.pop("ViT-L") == "stopped after 0.02 minutes"
+    assert set(states.values()) == {"done"}, results["parts"]
+    assert all(row["measured"] is not None for row in results["aims"])
+    assert {row["kind"] for row in results["profile: profile"]} > {"matrix products", "attention", "norms"}
+    assert results["4096 negatives: step"][0]["batch"] == 8
+    table = path.with_suffix(".md").read_text()
+    assert "| ViT-L | stopped after 0.02 minutes |" in table
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    hap.bench.body(cfg, tmp_path)
+    again = json.loads(path.read_text())["results"]
+    assert {row["state"] for row in again["parts"]} == {"done"}
+    assert again["step: step"] == results["step: step"]  # not measured again
+    assert [row["part"] for row in again["parts"]] == list(everything.PARTS)
+
+
+def test_without_a_gpu_the_command_says_what_to_type(tmp_path):
+    with pytest.raises(HapError, match="make gpu DEVICE=cpu"):
+        hap.bench.body(config("bench", "benchmark=all", "benchmark.device=cuda", f"out={tmp_path}"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("flash_fwd_kernel<cutlass::bfloat16>", "attention"),
+        ("nvjet_hsh_128x256", "matrix products"),
+        ("aten::addmm", "matrix products"),
+        ("vectorized_layer_norm_kernel", "norms"),
+        ("Memcpy DtoD", "copies"),
+        ("multi_tensor_apply_kernel<FusedAdam>", "optimizer"),
+        ("vectorized_elementwise_kernel<GeluCUDA>", "other"),
+    ],
+)
+def test_kernels_by_their_names(kernel, kind):
+    assert kind_of(kernel) == kind

@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, TINY_PRETRAIN, config
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hap.data.samplers import BatchPlan
 from hap.errors import HapError
 from hap.flops import peak_of
 from hap.memory import step_memory
@@ -252,3 +253,23 @@ def test_a_pass_is_what_fits_where_it_makes_no_difference(drawn, tmp_path, caplo
     with caplog.at_level("INFO"):
         run("train", cfg, tmp_path)
     assert f"batch  256 = {256 // passes} images x 1 device(s) x {passes} pass(es)" in caplog.text
+
+
+def test_workers_share_a_large_batch_which_stays_the_same(drawn):
+    """Two pieces of 125 images in place of one of 250; at most a batch and two pieces for each worker are ready."""
+    cfg = config("train", "experiment=pretrain_hap", *TINY_PRETRAIN, f"data.root={drawn('luperson', 300)}")
+    data = build(cfg.data, "data")
+    data.num_workers, data.batch_plan = 2, BatchPlan(250, 250)
+    loader = data.train_dataloader()
+    assert len(loader) == 1
+    assert [len(keys) for keys in loader.batch_sampler] == [125, 125]
+    assert loader.prefetch_factor == 2
+    (batch,) = list(loader)
+    assert [len(piece) for piece in batch["image"]] == [125, 125]
+    assert loader.state_dict()["samples"] == 250
+
+    whole = data.on_after_batch_transfer(batch, 0)
+    (keys,) = data.train_dataloader().batches
+    expected = torch.utils.data.default_collate([loader.dataset[key] for key in keys])
+    for name, value in whole.items():
+        assert torch.equal(value, expected[name]), name

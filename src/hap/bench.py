@@ -14,6 +14,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from hap.benchmarks.records import record_path
 from hap.cli import run_with_hydra
 from hap.config import Root, check_config
 from hap.runner import build, environment
@@ -35,18 +36,20 @@ ConfigStore.instance().store(name="bench_schema", node=BenchRoot)
 def body(cfg: DictConfig, _: Path) -> None:
     check_config(cfg)
     name = cfg.benchmark._target_.split(".")[-2]
-    results: dict[str, Any] = build(cfg.benchmark, "benchmark")
     record = {
         "benchmark": name,
         "environment": environment() | {"command": ["hap", "bench", *sys.argv[1:]], "hardware": hardware()},
         "config": OmegaConf.to_container(cfg.benchmark, resolve=True),
-        "results": results,
     }
     out = Path(cfg.out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}_{re.sub('[^a-z0-9]+', '-', results['device'].lower())}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    path.with_suffix(".md").write_text(report(record))
+    for results in build(
+        cfg.benchmark, "benchmark"
+    ):  # after each row: a run that is stopped leaves its figures
+        record["results"] = results
+        path = record_path(out, name, results["device"])
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        path.with_suffix(".md").write_text(report(record))
     log.info("%s\nresults in %s", report(record), path)
 
 

@@ -2,13 +2,14 @@
 the reader, and training with the reader."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
+from hap.benchmarks.profiling import profile
 from hap.benchmarks.reading import (
     loader_rates,
     mask_seconds,
@@ -32,26 +33,33 @@ def run(
     trainer: Callable[..., L.Trainer],
     shards: str | None = None,
     batch_sizes: Sequence[int] | None = None,
+    compiled: Sequence[bool] = (False, True),
+    passes: int = 1,
+    parts: Sequence[str] = ("options", "reader", "training"),
     repeats: int = 3,
     max_step_seconds: float = 6,
     reader_images: int = 3000,
     train_seconds: float = 20,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """Measure on the GPU if there is one, else on the CPU.
 
     Args:
-        task: a `Pretrain`; it is copied for each measurement.
+        task: a `Pretrain`; it is copied for each measurement. Another task has a step, a profile and training too.
         data: its data.
         trainer: makes the Trainer, given what the benchmark sets.
         shards: folder of the data packed, made if it is not there; None leaves the comparison out.
         batch_sizes: images per step. None: 4 on a CPU; 64 to 1024 on a GPU, as far as memory goes.
+        compiled: eager, compiled, or both.
+        passes: in which each step is divided, with the negatives of all.
+        parts: what is measured besides the step: "options", "profile", "reader", "training".
         repeats: of each measurement; the median counts.
         max_step_seconds: torch.compile and what else changes a step are left out where it takes longer.
         reader_images: images read per worker.
         train_seconds: about how long training with the reader takes.
 
-    Returns:
-        single values and lists of rows; docs/performance.md says how each is reached.
+    Yields:
+        after each measurement all results so far, single values and lists of rows; docs/performance.md says how
+        each is reached.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -59,39 +67,55 @@ def run(
     task.flops_per_image = training_flops(task, sample)
     dtypes = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
     peaks = {precision: matmul_peak(dtype, device, repeats) for precision, dtype in dtypes.items()}
+    results: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "parameters": sum(p.numel() for p in task.model.parameters()),
+        "gflop_per_image": task.flops_per_image / 1e9,
+        "matrix_product": [{"precision": name, "tflops": peak / 1e12} for name, peak in peaks.items()],
+    }
+    yield results
 
-    bench = StepBench(task, device, peaks, repeats, max_step_seconds)
+    bench = StepBench(task, device, sample, peaks, repeats, max_step_seconds)
     sizes = batch_sizes or ([64, 128, 256, 512, 1024] if on_gpu else [4])
-    steps = bench.sweep(sizes, precision=max(peaks, key=lambda name: peaks[name]))
+    precision = max(peaks, key=lambda name: peaks[name])
+    steps = results["step"] = []
+    for row in bench.sweep([Variant(n, precision, c, passes=passes) for c in compiled for n in sizes]):
+        steps.append(row)
+        yield results
     if not steps:
         raise HapError(
             f"a step of {sizes[0]} images does not fit into memory: set benchmark.batch_sizes=[...]"
         )
     best = max(steps, key=lambda row: row["images_per_s"])
-    options = bench.options(best)
-
-    readers = sources(data, Path(shards).expanduser() if shards is not None else None)
-    reads = random_reads(readers, repeats)
-    loaders = loader_rates(readers, reader_images)
+    options = results["step_changed"] = []
+    if "options" in parts:
+        for row in bench.options(best):
+            options.append(row)
+            yield results
     variant = Variant(best["batch"], best["precision"], best["compiled"])
-    before = median_seconds(bench.step(variant), repeats)
-    training = train(task, list(readers.values())[-1], trainer, best, train_seconds)
-    after = median_seconds(bench.step(variant), repeats)
-    training["step_alone_images_per_s"] = 2 * variant.batch / (before + after)
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-        "parameters": sum(p.numel() for p in task.model.parameters()),
-        "gflop_per_image": task.flops_per_image / 1e9,
-        "mask_us_per_image": 1e6 * mask_seconds(data, repeats),
-        "matrix_product": [{"precision": name, "tflops": peak / 1e12} for name, peak in peaks.items()],
-        "step": steps,
-        "step_changed": options,
-        "random_reads": reads,
-        "reader": loaders,
-        "transfer_to_the_gpu": transfer_rates(sample["image"], repeats) if on_gpu else [],
-        "training_with_the_reader": [training],
-        "ratios": ratios(best, options, reads, loaders, training),
-    }
+    if "profile" in parts:
+        results["profile"] = profile(bench.step(variant))
+        yield results
+
+    reads, loaders = [], []
+    if "reader" in parts or "training" in parts:
+        readers = sources(data, Path(shards).expanduser() if shards is not None else None)
+    if "reader" in parts:
+        results["mask_us_per_image"] = 1e6 * mask_seconds(data, repeats)
+        results["transfer_to_the_gpu"] = transfer_rates(sample["image"], repeats) if on_gpu else []
+        reads = results["random_reads"] = random_reads(readers, repeats)
+        yield results
+        loaders = results["reader"] = loader_rates(readers, reader_images)
+        yield results
+    if "training" in parts:
+        before = median_seconds(bench.step(variant), repeats)
+        training = train(task, list(readers.values())[-1], trainer, best, train_seconds)
+        after = median_seconds(bench.step(variant), repeats)
+        training["step_alone_images_per_s"] = 2 * variant.batch / (before + after)
+        results["training_with_the_reader"] = [training]
+        if loaders:
+            results["ratios"] = ratios(best, options, reads, loaders, training)
+        yield results
 
 
 def train(task: Any, data: DataModule, make: Callable[..., L.Trainer], best: Row, seconds: float) -> Row:
@@ -100,7 +124,7 @@ def train(task: Any, data: DataModule, make: Callable[..., L.Trainer], best: Row
     steps = max(2, min(200, round(seconds / 2 / (best["ms"] / 1000))))
     task, data = copy.deepcopy(task), copy.copy(data)
     if best["compiled"]:
-        task.model.compile()
+        task.model.compile(dynamic=False)
     data.plan = one_epoch(2 * steps + 1)
     data.batch_plan = task.batch_plan = BatchPlan(best["batch"], best["batch"])
     trainer = make(callbacks=[Throughput()], logger=False, max_steps=2 * steps + 1, log_every_n_steps=steps)

@@ -4,7 +4,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +32,7 @@ def run(
     block_size: int = 512,
     device: str = "cpu",
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """Rank random features (an identity's centre plus noise, 15 cameras), each way in a process of its own.
 
     Args:
@@ -42,8 +42,8 @@ def run(
         device: where `evaluate_ranking` runs; NumPy stays on the CPU.
         seed: of the features.
 
-    Returns:
-        Sizes, seconds, peak memory beyond the features in GB, ratio of the times, and both mAP on the queries
+    Yields:
+        once: sizes, seconds, peak memory beyond the features in GB, ratio of the times, and both mAP on the queries
         that NumPy saw. The table printed shows the same.
     """
     sizes = _Sizes(num_query, num_gallery, dim, num_ids)
@@ -73,7 +73,7 @@ def run(
     print(f"{'evaluation':14}{seconds:10.1f}{memory:20.2f}{result['mAP']:12.8f}")
     print(f"{'plain NumPy':14}{numpy_seconds:10.1f}{numpy_memory:20.2f}{result['numpy_mAP']:12.8f}{scaled}")
     print(f"{'ratio':14}{result['ratio']:10.2f}")
-    return result
+    yield result
 
 
 def _measure(

@@ -1,12 +1,14 @@
 """The pre-training step (forward, backward, optimiser) on tensors that are on the device already."""
 
 import copy
+import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
 from hap.benchmarks.timing import compare, median_seconds
 
@@ -33,39 +35,40 @@ class StepBench:
     """Measures variants of a task's step.
 
     Args:
-        task: a `Pretrain` with `flops_per_image`; each variant is made of a copy.
+        task: with `flops_per_image`; each variant is made of a copy.
+        sample: of its training data, for the shapes of a batch.
         peaks: FLOP/s of the device's matrix products, for 32-true and bf16-mixed.
         repeats: of each measurement; the median counts.
         max_step_seconds: what changes a slower step is not measured.
     """
 
     def __init__(
-        self, task: Any, device: torch.device, peaks: dict[str, float], repeats: int, max_step_seconds: float
+        self,
+        task: Any,
+        device: torch.device,
+        sample: dict[str, Any],
+        peaks: dict[str, float],
+        repeats: int,
+        max_step_seconds: float,
     ):
-        self.task, self.device, self.peaks = task, device, peaks
+        self.task, self.device, self.sample, self.peaks = task, device, sample, peaks
+        torch._dynamo.config.cache_size_limit = 64  # every variant is another copy of the same module
         self.repeats, self.max_step_seconds = repeats, max_step_seconds
         self.on_gpu = device.type == "cuda"
 
-    def sweep(self, sizes: Sequence[int], precision: str) -> list[Row]:
-        """Eager, then compiled: one row for each batch size, until memory is full."""
-        rows: list[Row] = []
-        for compiled in (False, True):
-            for size in sizes:
-                variant = Variant(size, precision, compiled)
-                if compiled and self.too_slow(variant):
-                    break
-                row = self.measure(variant)
-                if row is None:
-                    break
-                rows.append(row)
-        return rows
+    def sweep(self, variants: Sequence[Variant]) -> Iterator[Row]:
+        """A row for each that fits into memory and that is worth compiling."""
+        for variant in variants:
+            row = None if variant.compiled and self.too_slow(variant) else self.measure(variant)
+            if row is not None:
+                yield row
 
-    def options(self, best: Row) -> list[Row]:
+    def options(self, best: Row) -> Iterator[Row]:
         """The best step with one thing changed at a time; empty where memory is too small or a step would be
         too slow: bf16 that a CPU only emulates takes a hundred times as long. No rows if the step itself is."""
         base = Variant(best["batch"], best["precision"], best["compiled"])
         if self.too_slow(base):
-            return []
+            return
         in_float32 = base.precision == "32-true"
         variants = {
             "not compiled" if base.compiled else "torch.compile": replace(base, compiled=not base.compiled),
@@ -80,7 +83,9 @@ class StepBench:
             "2 passes, all negatives": replace(base, passes=2),
         }
         unchanged = self.step(base)
-        return [{"option": name, **self.against(unchanged, variant)} for name, variant in variants.items()]
+        for name, variant in variants.items():
+            yield {"option": name, **self.against(unchanged, variant)}
+        torch._dynamo.reset()  # at the end: the base is compiled once
 
     def against(self, base: Callable[[], None], variant: Variant) -> Row:
         """Speed as a multiple of the base's, measured in turns."""
@@ -107,6 +112,7 @@ class StepBench:
 
     def measure(self, variant: Variant) -> Row | None:
         """None where memory is too small."""
+        torch._dynamo.reset()
         self.forget()
         try:
             step = self.step(variant)
@@ -137,8 +143,8 @@ class StepBench:
         return (torch.cuda.max_memory_allocated() - held) / 1e9
 
     def forget(self) -> None:
-        """What earlier variants compiled (only so many are kept) and allocated."""
-        torch._dynamo.reset()
+        """The memory of earlier variants."""
+        gc.collect()  # a compiled model refers to itself
         if self.on_gpu:
             torch.cuda.empty_cache()
 
@@ -158,7 +164,9 @@ class StepBench:
         for group in optimizer.param_groups:
             group["fused"] = variant.fused
         batches = [self.batch(variant.batch // pieces, variant.channels_last) for _ in range(pieces)]
-        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=variant.precision == "bf16-mixed")
+        # Lightning's Trainer has no cache either.
+        mixed = variant.precision == "bf16-mixed"
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=mixed, cache_enabled=False)
 
         def step() -> None:
             for batch in batches:
@@ -171,11 +179,14 @@ class StepBench:
         return step
 
     def batch(self, size: int, channels_last: bool) -> dict[str, torch.Tensor]:
-        """Random pixels (N, 3, H, W) uint8 and scores (N, 2, L)."""
-        model = self.task.model
-        height, width = (model.patch_size * cells for cells in model.grid)
-        image = torch.randint(256, (size, 3, height, width), dtype=torch.uint8, device=self.device)
+        """The sample `size` times, with random pixels (N, 3, H, W) uint8 and, where it has any, scores (N, V, L)."""
+        batch = {
+            name: value.to(self.device).expand(size, *value.shape[1:]).contiguous()
+            for name, value in default_collate([self.sample]).items()
+        }
+        batch["image"].random_(256)
+        if "scores" in batch:
+            batch["scores"].uniform_()
         if channels_last:
-            image = image.to(memory_format=torch.channels_last)
-        scores = torch.rand(size, 2, model.patch_embed.num_patches, device=self.device)
-        return {"image": image, "scores": scores}
+            batch["image"] = batch["image"].to(memory_format=torch.channels_last)
+        return batch

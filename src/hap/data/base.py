@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +21,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from hap.data.decoding import decode_image
-from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, fingerprint, permutation
+from hap.data.samplers import BatchPlan, EvalBatches, Pieces, TrainBatches, fingerprint, permutation
 from hap.errors import BadSample, HapError, Unwanted, printable
 from hap.processes import from_workers, prepare_worker
 
 log = logging.getLogger(__name__)
+
+PIECE = 128  # images that a worker hands over at once, at most
 
 
 class Record(Protocol):
@@ -167,30 +170,42 @@ class Loader(DataLoader):
     values by which a run is known again (see `TrainBatches`). Order
     and augmentation follow from (seed, epoch, index), so a resumed run sees exactly what the uninterrupted one
     would have, with any number of workers and ranks. Each new iteration after a started one is the next epoch.
+
+    A large batch is made in pieces by all workers together, and stays in pieces until it is on the device.
+
+    Args:
+        pieces: of each batch.
     """
 
-    batch_sampler: TrainBatches | EvalBatches
-
     def __init__(
-        self, dataset: Dataset, batches: TrainBatches | EvalBatches, report: BadSampleLog, **options: Any
+        self,
+        dataset: Dataset,
+        batches: TrainBatches | EvalBatches,
+        report: BadSampleLog,
+        pieces: int = 1,
+        **options: Any,
     ):
-        super().__init__(dataset, batch_sampler=batches, **options)
-        self.report = report
+        super().__init__(dataset, batch_sampler=Pieces(batches, pieces), **options)
+        self.batches, self.pieces, self.report = batches, pieces, report
         self.wait_seconds = 0.0  # time that the training loop has waited for data, since the start
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
-        batches = self.batch_sampler
-        batches.next_pass()
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """Batches; those in more than one piece as lists of tensors, see `DataModule.on_after_batch_transfer`."""
+        self.batches.next_pass()
         with closing(from_workers(super().__iter__, _GO_ON)) as iterator:
             while True:
                 start = time.perf_counter()
-                batch = next(iterator, None)
+                parts = list(islice(iterator, self.pieces))
                 self.wait_seconds += time.perf_counter() - start
-                if batch is None:
+                if not parts:
                     return
-                self.report(batch.pop("bad"))
-                batches.advance()
-                yield batch
+                self.report(torch.cat([part.pop("bad") for part in parts]))
+                self.batches.advance()
+                whole = len(parts) == 1
+                yield parts[0] if whole else {name: [part[name] for part in parts] for name in parts[0]}
 
     def close(self) -> None:
         """End processes that wait for a next epoch."""
@@ -199,10 +214,10 @@ class Loader(DataLoader):
             self._iterator = None
 
     def state_dict(self) -> dict[str, Any]:
-        return self.batch_sampler.state_dict()
+        return self.batches.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batch_sampler.load_state_dict(state)
+        self.batches.load_state_dict(state)
 
 
 class PlainIterable:
@@ -297,17 +312,24 @@ class DataModule(L.LightningDataModule):
             batches = TrainBatches(plan, self.batch_plan, rank, {**self.fingerprint, "seed": self.seed})
         else:
             batches = EvalBatches(len(dataset), self.eval_batch_size, rank, world)
+        pieces = -(-self.batch_plan.micro // PIECE) if train else 1
         path = self.report_dir / f"bad_samples_{split}_rank{rank}.txt" if self.report_dir else None
         workers = self.num_workers if self.num_workers is not None else default_workers(self.trainer)
         return Loader(
             dataset,
             batches,
             BadSampleLog(dataset, path, self.max_bad_fraction, world),
+            pieces=pieces,
             num_workers=workers,
+            prefetch_factor=max(2, -(-pieces // workers)) if workers else None,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=train and workers > 0,
             worker_init_fn=prepare_worker,
         )
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
+        """Join the pieces of a batch, on the device: there it takes no time."""
+        return {k: torch.cat(v) if isinstance(v, list) else v for k, v in batch.items()}
 
     def train_dataloader(self) -> Loader:
         return self._loader("train", train=True)

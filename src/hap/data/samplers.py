@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,21 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.epoch, self.position, self._started = state["epoch"], state["samples"], False
         if self.position >= self.steps * self.batch.total:
             self.epoch, self.position = self.epoch + 1, 0
+
+
+class Pieces(Sampler[list[tuple[int, int]]]):
+    """Each batch cut into `count` pieces of nearly the same size, so that several workers make it together."""
+
+    def __init__(self, batches: "TrainBatches | EvalBatches", count: int):
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.count
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for keys in self.batches:
+            bounds = [len(keys) * i // self.count for i in range(self.count + 1)]
+            yield from (keys[start:end] for start, end in pairwise(bounds))
 
 
 class EvalBatches(Sampler[list[tuple[int, int]]]):

@@ -172,7 +172,7 @@ class Reid(Task):
         """Check that the people, the batch and the classifier fit each other."""
         super().on_train_start()
         loader: Any = self.trainer.train_dataloader
-        size = getattr(loader.batch_sampler.plan, "images_per_identity", 1)
+        size = getattr(loader.batches.plan, "images_per_identity", 1)
         if self.batch_plan.micro % size:
             raise HapError(
                 f"{self.batch_plan.micro} images per device and pass split the {size} images of an identity: "
