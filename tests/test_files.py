@@ -21,6 +21,7 @@ from hap.data.images import read_images
 from hap.data.pretrain import open_luperson, read_luperson
 from hap.data.reid import read_market1501, read_msmt17, read_people
 from hap.data.samplers import EvalBatches
+from hap.data.stores import RandomFile
 from hap.errors import BadSample, HapError, printable
 from hap.packing import pack
 
@@ -194,6 +195,7 @@ def test_members_of_an_archive_follow_the_same_rules(tmp_path, caplog):
         for name in ("../4.jpg", "a/../../5.jpg", "LUPerson-data/._1.jpg", "__MACOSX/6.jpg", "readme.txt"):
             add(archive, name, b"x")
         add(archive, "./LUPerson-data/a/1.jpg", b"one")  # as `tar -r` renews a file
+    (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7")  # as macOS leaves one beside each file
     records = open_luperson(tmp_path, require_pose=False)
     content = {"a/1.jpg": b"one", "a/2.webp": b"two", "a/soft.jpg": b"two", "absolute/3.jpg": b"three"}
     content |= {"hard.jpg": b"one", "soft.jpg": b"two"}
@@ -446,6 +448,17 @@ def test_many_bad_samples_in_a_row_are_one_message(ten, workers):
     with pytest.raises(HapError) as error:
         list(loader)
     assert str(error.value) == "32 samples in a row cannot be used, the first is 0.jpg: the file is empty"
+
+
+def test_an_archive_is_opened_anew_after_a_failure(tmp_path):
+    """As on a network file system, to which the old descriptor is stale once it is back."""
+    (tmp_path / "archive").write_bytes(b"0123456789")
+    file = RandomFile(tmp_path / "archive")
+    assert file.read(2, 3) == b"234"
+    os.close(file._descriptor)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.read(2, 3)
+    assert file.read(2, 3) == b"234"
 
 
 def test_a_file_that_is_gone_is_replaced_at_once(ten):

@@ -49,9 +49,7 @@ class Record(Protocol):
 
 Splits = Mapping[str, Sequence[Record]]
 ATTEMPTS = 32  # unusable samples in a row that the Dataset replaces
-MAX_WAIT = (
-    16.0  # s; the last of the waits, each twice as long as the one before, for data that cannot be read
-)
+MAX_WAIT = 16.0  # s; the last of the waits for data that cannot be read, each twice as long as the one before
 Transform = Callable[[np.ndarray, dict[str, Any], np.random.Generator], dict[str, Any]]
 
 

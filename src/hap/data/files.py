@@ -90,7 +90,7 @@ def list_files(
             if not prefix and isinstance(error, FileNotFoundError):
                 raise HapError(f"folder not found: {folder}") from None
             if not prefix or not isinstance(error, PermissionError):
-                raise HapError(f"cannot list {folder / prefix}: {error.strerror}") from None
+                raise HapError(f"cannot list {folder / printable(prefix)}: {error.strerror}") from None
             counted.add("a folder that may not be read", prefix)
             continue
         with entries:

@@ -25,7 +25,7 @@ import numpy as np
 from hap.data import safe_pickle
 from hap.data.base import Record, Splits
 from hap.data.decoding import image_size
-from hap.data.files import IMAGE_SUFFIXES, relative
+from hap.data.files import IMAGE_SUFFIXES, is_hidden, relative
 from hap.data.shards import Shards, first_entries, is_packed, read_shards
 from hap.data.stores import FolderStore, LmdbStore, Store, TarStore, map_array
 from hap.data.transforms import inside
@@ -323,13 +323,17 @@ def _stores(root: Path) -> tuple[Store, PoseFiles | PoseTable]:
         images = FolderStore(root / IMAGES)
     elif (root / "data.mdb").is_file():
         images = LmdbStore(root)
-    elif archives := [root] if root.suffix == ".tar" else sorted(root.glob("*.tar")):
+    elif archives := [root] if root.suffix == ".tar" else _archives(root):
         images = TarStore(archives)
     else:
         raise HapError(f"{root} has neither {IMAGES}/ nor *.tar nor data.mdb ({SOURCE})")
     if (root / f"{POSES}.npy").is_file():
         return images, PoseTable(root / f"{POSES}.npy")
     return images, PoseFiles(FolderStore(root / POSES) if (root / POSES).is_dir() else images)
+
+
+def _archives(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("*.tar") if path.is_file() and not is_hidden(path.name))
 
 
 def _cfs_list(path: Path) -> list[str]:

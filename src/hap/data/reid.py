@@ -273,7 +273,7 @@ def _market_folder(root: Path, folder: str, no_query: Iterable[int]) -> list[Fou
         person, camera = int(match[1]), int(match[2])
         if folder == "query" and person in no_query:
             raise HapError(
-                f"{root / folder / name}: identity {match[1]} (junk or distractor) cannot be a query"
+                f"{root / folder / printable(name)}: identity {match[1]} (junk or distractor) cannot be a query"
             )
         if person != JUNK:
             found.append(Found(f"{folder}/{name}", f"{person:04d}", camera - 1))

@@ -9,6 +9,7 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,14 +50,22 @@ class RandomFile:
         return os.open(self.path, os.O_RDONLY)
 
     def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
+        try:
+            return os.pread(self._descriptor, size, offset)
+        except OSError:  # the next read opens it anew: a file system that was away forgets what was open
+            self._close()
+            raise
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RandomFile, (self.path,)
 
-    def __del__(self) -> None:
+    def _close(self) -> None:
         if "_descriptor" in self.__dict__:
-            os.close(self._descriptor)
+            with suppress(OSError):
+                os.close(self.__dict__.pop("_descriptor"))
+
+    def __del__(self) -> None:
+        self._close()
 
 
 def map_array(path: Path) -> np.ndarray:
@@ -113,7 +122,7 @@ class _Archive:
             elif not name.lower().endswith(SUFFIXES):
                 left_out.add(f"not {', '.join(SUFFIXES)}", entry)
             elif name in self.index:
-                twice.append(f"{printable(entry)} in {archive} and {archives[name]}")
+                twice.append(printable(f"{entry} in {archive} and {archives[name]}"))
             else:
                 self.index[name] = place
                 archives[name] = archive
