@@ -110,9 +110,29 @@ def test_without_poses_asked_for_an_image_of_nobody_is_an_image(nobody, tmp_path
     assert pack(nobody, tmp_path / "out", require_pose=False, num_workers=0).images == 100
 
 
-def test_a_table_of_poses_of_another_shape_is_refused(luperson, tmp_path):
+def test_a_table_of_poses_in_other_spellings_or_of_something_else(luperson, tmp_path, caplog):
     root = with_points(luperson, tmp_path / "root", right)
     table = np.load(root / "LUPerson-pose.npy")
-    np.save(root / "LUPerson-pose.npy", table.reshape(-1, 2))
-    with pytest.raises(HapError, match="write_poses"):
+    expected = [record.annotations()["keypoints"] for record in open_luperson(root)]
+    spelt = np.zeros(len(table) + 1, [("name", "S99"), ("keypoints", np.float32, (17, 3))])
+    spelt["name"][1:] = [b"./" + name.replace(b"/", b"//") for name in table["name"]]
+    spelt["keypoints"][1:] = table["keypoints"]
+    spelt["name"][0] = table["name"][0]
+    np.save(root / "LUPerson-pose.npy", spelt)
+    records = open_luperson(root)
+    assert all(
+        np.array_equal(r.annotations()["keypoints"], e) for r, e in zip(records, expected, strict=True)
+    )
+    assert "1 poses are of images that have a later one" in caplog.text
+    for wrong in (
+        table.reshape(-1, 2),
+        table["keypoints"],
+        np.zeros(3, [("name", "f8"), ("keypoints", "f8")]),
+    ):
+        np.save(root / "LUPerson-pose.npy", wrong)
+        with pytest.raises(HapError, match="write_poses"):
+            open_luperson(root)
+    with (root / "LUPerson-pose.npy").open("wb") as file:
+        np.savez(file, table=table)
+    with pytest.raises(HapError, match="damaged, or not"):
         open_luperson(root)

@@ -203,7 +203,12 @@ class PoseTable:
 
     def __init__(self, path: Path):
         self.path = path
-        if {"name", "keypoints"} - set(self.table.dtype.names or ()) or self.table.ndim != 1:
+        columns: Any = self.table.dtype.fields or {}
+        if (
+            not {"name", "keypoints"} <= set(columns)
+            or columns["name"][0].kind != "S"
+            or self.table.ndim != 1
+        ):
             raise HapError(f"{path} has no columns name and keypoints: write it with write_poses")
 
     @cached_property
@@ -214,7 +219,8 @@ class PoseTable:
         return PoseTable, (self.path,)
 
     def stems(self) -> list[str]:
-        return [os.fsdecode(name) for name in self.table["name"]]
+        stems = [os.fsdecode(name) for name in self.table["name"]]
+        return [(relative(stem) or stem) if "./" in stem or "//" in stem else stem for stem in stems]
 
     def read(self, stem: str, row: int) -> np.ndarray:
         return np.array(self.table["keypoints"][row], np.float32)
@@ -244,7 +250,10 @@ def open_luperson(root: Path, cfs_ratio: float = 1.0, require_pose: bool = True)
     used = listed[: first_entries(len(listed), cfs_ratio, ranked, root)]
     used = [name if name in have else relative(name) or name for name in used]  # "./a.jpg" is "a.jpg"
 
-    row_of = {stem: row for row, stem in enumerate(poses.stems())}
+    stems = poses.stems()
+    row_of = {stem: row for row, stem in enumerate(stems)}
+    if len(row_of) < len(stems):
+        log.warning("%s: %d poses are of images that have a later one", root, len(stems) - len(row_of))
     if require_pose and not row_of:
         raise HapError(
             f"{root} has no poses: neither {POSES}/ nor {POSES}.npy ({SOURCE}). "

@@ -71,12 +71,12 @@ class RandomFile:
 def map_array(path: Path) -> np.ndarray:
     """A .npy file as a memory map: processes share its pages. Raises HapError if it is damaged."""
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        return mapped.view(np.ndarray)  # indexing a np.memmap is several times slower
     except OSError:
         raise
     except Exception as error:  # numpy parses the header as Python: a damaged one fails in many ways
         raise HapError(f"{path} is damaged, or not a .npy file of numbers: {error!r}") from None
-    return mapped.view(np.ndarray)  # indexing a np.memmap is several times slower
 
 
 class FolderStore:
