@@ -62,8 +62,8 @@ def luperson(drawn) -> Path:
     return drawn("luperson", 100)
 
 
-def config(program: str, *overrides: str) -> DictConfig:
+def config(program: str, *overrides: str, hydra: bool = False) -> DictConfig:
     """Compose a program's configuration as the command line does."""
     register()
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return compose(program, overrides=list(overrides))
+        return compose(program, overrides=list(overrides), return_hydra_config=hydra)

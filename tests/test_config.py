@@ -12,8 +12,8 @@ from conftest import config
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from hap.cli import PROGRAMS, describe
-from hap.config import CONF_DIR, check_config
+from hap.cli import PROGRAMS, describe, quote_paths
+from hap.config import CONF_DIR, check_config, check_hydra, folder_name
 from hap.errors import HapError
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +50,108 @@ def test_all_mistakes_are_shown_at_once():
     assert "epochs: has no value" in message
 
 
-@pytest.mark.parametrize("target", ["os.system", "torch.os.system", "hap.cli.runpy.run_path"])
-def test_only_known_packages_can_be_called(target):
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("total_bach_size", "there is no key total_bach_size; did you mean 'total_batch_size'?"),
+        ("zero_shots", "did you mean 'zero_shot'?"),
+        ("model.dept", "there is no key model.dept; did you mean 'depth'?"),
+        ("masking.ratoi", "there is no key masking.ratoi; did you mean 'ratio'?"),
+        ("data.rot", "no argument 'rot'; did you mean 'root'?"),
+        ("data.transforms.trian.scale", "data.transforms.trian: has no _target_; did you mean 'train'?"),
+        ("task.model.dept", "no argument 'dept'; did you mean 'depth'?"),
+        ("callbacks.checkpont.keep", "callbacks.checkpont: has no _target_; did you mean 'checkpoint'?"),
+        ("callbacks.checkpoint.kep", "no argument 'kep'; did you mean 'keep'?"),
+        ("logger.csvv.name", "logger.csvv: has no _target_; did you mean 'csv'?"),
+        ("trainer.max_epoch", "no argument 'max_epoch'; did you mean 'max_epochs'?"),
+        ("trainer.strategy.find_unused_parametres", "did you mean 'find_unused_parameters'?"),
+    ],
+)
+@pytest.mark.parametrize("plus", ["+", "++"])
+def test_misspelt_key_is_found_though_it_was_added(plus, key, message):
+    cfg = config("train", "experiment=pretrain_hap", "trainer=ddp", f"{plus}{key}=1")
+    with pytest.raises(HapError, match="the configuration has mistakes") as error:
+        check_config(cfg)
+    assert message in str(error.value)
+
+
+def test_an_argument_of_the_trainer_can_be_added():
+    check_config(config("train", "experiment=pretrain_hap", "+trainer.gradient_clip_val=1"))
+
+
+@pytest.mark.parametrize("override", ["masking.ratio=0.5", "+masking=random"])
+def test_nothing_is_masked_in_reid(override):
+    with pytest.raises(HapError, match="nothing is masked in this experiment"):
+        check_config(config("train", "experiment=reid_market1501", override))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("pack", ["out=x", "+requirepose=1"]), ("synthesize", ["dataset=luperson", "out=x", "+num_image=1"])],
+)
+def test_misspelt_key_of_the_other_programs(name, overrides):
+    with pytest.raises(HapError, match="there is no key"):
+        check_config(config(name, *overrides))
+
+
+def test_misspelt_key_of_hydra():
+    cfg = config("train", "experiment=pretrain_hap", "+hydra.sweep.dirr=x", hydra=True)
+    with pytest.raises(HapError, match=r"there is no key sweep\.dirr; did you mean 'dir'"):
+        check_hydra(cfg.hydra)
+    check_hydra(config("train", "experiment=pretrain_hap", hydra=True).hydra)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "a/b", "..", ""])
+def test_name_of_a_run_stays_in_its_folder(name):
+    with pytest.raises(HapError, match="no separators"):
+        folder_name(name)
+    with pytest.raises(HapError, match="no separators"):
+        check_config(config("train", "experiment=pretrain_hap", f"name='{name}'"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["epoch=3-step=100.ckpt", "2024", "a b, c", "x (1)", "[x]", "{x: 1}", "it's", "back\\slash", "end\\", "1e5",
+     "true", "a:b", "a#b", "%d", "a\\'b"],
+)  # fmt: skip
+def test_path_is_taken_as_it_is(path):
+    arguments = quote_paths([f"weights={path}", f"data.root={path}", "epochs=3"])
+    assert quote_paths(arguments) == arguments  # other ranks are given what was quoted already
+    cfg = config("train", "experiment=pretrain_hap", *arguments)
+    assert (cfg.weights, cfg.data.root, cfg.epochs) == (path, path, 3)
+
+
+def test_home_folder_and_no_path():
+    home = str(Path.home())
+    cfg = config("train", "experiment=pretrain_hap", *quote_paths(["data.root=~/x", "weights=null"]))
+    assert (cfg.data.root, cfg.weights) == (f"{home}/x", None)
+    assert quote_paths(["-m", "weights=a,b"]) == ["-m", "weights=a,b"]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "torch.os.system",
+        "hap.cli.runpy.run_path",
+        "hap.cli.run_with_hydra",
+        "torch.load",
+        "torch.jit.load",
+        "torch.hub.load",
+        "timm.models.load_state_dict",
+        "lightning.pytorch.Trainer.fit",
+        "albumentations.load",
+    ],
+)
+def test_only_parts_of_a_run_can_be_called(target):
     cfg = OmegaConf.create({"x": {"_target_": target}})
+    with pytest.raises(HapError, match="not allowed"):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize("resolver", ["oc.create:{_target_: os.system}", "oc.decode:'{_target_: os.system}'"])
+def test_target_behind_a_resolver(resolver):
+    cfg = OmegaConf.create({"x": f"${{{resolver}}}"})
     with pytest.raises(HapError, match="not allowed"):
         check_config(cfg)
 
@@ -65,6 +164,8 @@ def test_only_known_packages_can_be_called(target):
         ("data.rot=3", "did you mean 'data.root'?"),
         ("epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("trainer=gpuu", "there is no trainer=gpuu; did you mean 'gpu'?"),
+        ("trainer.gradient_clip_val=1", "+trainer.gradient_clip_val=VALUE sets it"),
+        ("name=a=b", "quote the value: \"name='a=b'\""),
     ],
 )
 def test_misspelt_override_gets_a_suggestion(override, message, monkeypatch):
@@ -73,6 +174,8 @@ def test_misspelt_override_gets_a_suggestion(override, message, monkeypatch):
     with pytest.raises(Exception) as error:
         config("train", *others, override)
     assert message in describe(error.value)
+    assert "To append" not in describe(error.value)  # what is misspelt cannot be added
+    assert "hydra.cc" not in describe(error.value)
 
 
 def test_misspelt_key_in_an_experiment_file(tmp_path):

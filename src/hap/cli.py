@@ -7,17 +7,21 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hap.config import CONF_DIR, did_you_mean, register
+from hap.config import CONF_DIR, check_hydra, did_you_mean, register, signature_of
 from hap.errors import HapError
 
 PROGRAMS = {
@@ -65,12 +69,14 @@ def run_with_hydra(
     def job(cfg: DictConfig) -> object:
         # inside the job too: Hydra adds lines of its own to an exception that leaves it
         with readable_errors(config_name):
+            check_hydra(cast(DictConfig, HydraConfig.get()))
             return body(cfg, Path(HydraConfig.get().runtime.output_dir).absolute())
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     register()
+    sys.argv[1:] = quote_paths(sys.argv[1:])
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -79,6 +85,41 @@ def run_with_hydra(
     except _Stopped:
         print(f"hap: {stopped}", file=sys.stderr)
         raise
+
+
+_PATHS = (
+    "ckpt_path",
+    "dir",
+    "dirpath",
+    "gallery",
+    "input",
+    "out",
+    "query",
+    "root",
+    "run_dir",
+    "shards",
+    "weights",
+)
+
+
+def quote_paths(arguments: list[str]) -> list[str]:
+    """Arguments whose value is a path, quoted for Hydra, with `~` as the home folder: names with `=`, spaces,
+    brackets or digits alone are names. A comma under `-m` still separates the values of a sweep."""
+    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+
+    def quoted(argument: str) -> str:
+        match = re.fullmatch(rf"(\+{{0,2}}(?:[\w@]+\.)*(?:{'|'.join(_PATHS)})=)(.+)", argument, re.S)
+        if match is None or match[2] in ("null", "???") or re.fullmatch(r"""(['"]).*\1""", match[2], re.S):
+            return argument
+        if sweep and "," in match[2]:
+            return argument
+        # A quote, and backslashes before it or at the end, are escaped by a backslash.
+        value = re.sub(
+            r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), str(Path(match[2]).expanduser())
+        )
+        return f"{match[1]}'{value}'"
+
+    return [quoted(argument) for argument in arguments]
 
 
 @contextmanager
@@ -110,43 +151,61 @@ def describe(error: Exception, config_name: str = "train") -> str:
     message = "\n".join(
         line for part in parts for line in part.splitlines() if not _NOISE.match(line)
     ).strip()
-    if match := re.search(r"Could not find '([\w/]+)/(\w+)'", message):
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        return f"cannot read {error.override}; quote the value: \"{key}='{value}'\""
+    if match := re.search(r"Could not find '([\w/]+)/([^']+)'", message):
         group, name = match.groups()
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         message = f"there is no {group}={name}{did_you_mean(name, options)}\navailable: {', '.join(options)}"
     elif match := re.search(
-        r"Could not override '([\w.]+)'|Key '(\w+)' is not in struct|Key '(\w+)' not in", message
+        r"Could not override '([\w.@/]+)'|Key '(\w+)' is not in struct|Key '(\w+)' not in", message
     ):
-        message += did_you_mean(next(filter(None, match.groups())), _known_keys(config_name))
+        message += advice(next(filter(None, match.groups())), config_name)
     return message
+
+
+def advice(key: str, config_name: str) -> str:
+    """What to type for a key that is not there."""
+    cfg = _default_config(config_name)
+    parent, _, name = key.rpartition(".")
+    with suppress(OmegaConfBaseException):
+        node = OmegaConf.select(cfg, parent) if parent else None
+        if isinstance(node, DictConfig) and "_target_" in node:
+            parameters = signature_of(get_object(node["_target_"]))
+            if parameters is None or name in parameters:
+                return f"; this argument has its default there: +{key}=VALUE sets it"
+    keys = keys_of(OmegaConf.to_container(cfg, resolve=False))
+    return did_you_mean(key, keys, listed=False) or (did_you_mean(key, cfg) if not parent else "")
 
 
 # Lightning's advice on what is meant as it is: its own use of torch, in-process loading, short epochs.
 _KNOWN_WARNINGS = (".*LeafSpec.*", ".*does not have many workers.*", "The number of training batches.*")
 
 _NOISE = re.compile(
-    r"\s*(full_key:|object_type=|reference_type=|Config search path|Set the environment|\t*provider=|$)"
+    r"\s*(full_key:|object_type=|reference_type=|Config search path|Set the environment|\t*provider=|"
+    r"To append to your |See https://hydra|$)"
 )
 
 
-def _known_keys(config_name: str) -> list[str]:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
+def _default_config(config_name: str) -> DictConfig:
+    """As it is without the overrides of single keys."""
     GlobalHydra.instance().clear()
-    experiment = [o for o in sys.argv[1:] if o.startswith("experiment=")]
+    groups = [o for o in sys.argv[1:] if re.match(r"(experiment|task|data|trainer|callbacks|logger)=", o)]
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         try:
-            cfg = compose(config_name, experiment)
-        except HydraException:  # the mistake is in the experiment itself
-            cfg = compose("train", ["experiment=pretrain_hap"])
-    keys: list[str] = []
+            return compose(config_name, groups)
+        except HydraException:  # the mistake is in one of them, or none was given
+            needed = ["experiment=pretrain_hap"] if config_name in ("train", "eval", "predict") else []
+            return compose(config_name, needed)
 
-    def walk(node: object, path: str) -> None:
-        keys.append(path)
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f"{path}.{key}" if path else str(key))
 
-    walk(OmegaConf.to_container(cfg, resolve=False), "")
-    return keys[1:]
+def keys_of(node: object, path: str = "") -> list[str]:
+    """All dotted keys of nested dicts."""
+    if not isinstance(node, dict):
+        return []
+    keys = []
+    for key, value in node.items():
+        name = f"{path}.{key}" if path else str(key)
+        keys += [name, *keys_of(value, name)]
+    return keys

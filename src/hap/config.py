@@ -1,16 +1,20 @@
 """Where the configuration is, which root keys it has, and the check that finds every mistake in it at once."""
 
+import contextlib
+import dataclasses
 import difflib
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import OmegaConfBaseException
 
 from hap.errors import HapError
@@ -20,8 +24,37 @@ _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout and an editable install have it at the top.
 CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
 
-# A configuration can call what it names, so it may name only these.
-ALLOWED_TARGETS = ("hap.", "torch.", "torchmetrics.", "lightning.", "timm.", "albumentations.")
+# A configuration can call what it names, so it may name only what a run is made of: anything of these parts of hap ...
+PACKAGES = ("hap.", "torch.", "torchmetrics.", "lightning.", "timm.", "albumentations.")
+_PARTS = (
+    *("benchmarks", "callbacks", "data", "losses", "metrics", "models", "optim", "probe", "progress"),
+    *("report", "safety", "synthetic", "tasks"),
+)
+OURS = tuple(f"hap.{part}." for part in _PARTS)
+# ... and classes of other packages: functions there load files, fetch them or start processes.
+ALLOWED_CLASSES = (
+    "torch.nn.",
+    "torch.optim.",
+    "torchmetrics.",
+    "timm.layers.",
+    "timm.loss.",
+    "timm.models.",
+    "albumentations.",
+    "lightning.pytorch.callbacks.",
+    "lightning.pytorch.loggers.",
+    "lightning.pytorch.plugins.",
+    "lightning.pytorch.profilers.",
+    "lightning.pytorch.strategies.",
+    "lightning.pytorch.trainer.",
+    "lightning.fabric.plugins.",
+)
+ALLOWED_FUNCTIONS = ("timm.create_model", "timm.models.create_model")
+# Constructors that pass what they do not know on to another one.
+PASSED_ON = {
+    "lightning.pytorch.strategies.ddp.DDPStrategy": "torch.nn.parallel.DistributedDataParallel",
+    "lightning.pytorch.loggers.wandb.WandbLogger": "wandb.init",
+    "lightning.pytorch.loggers.tensorboard.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
+}
 
 
 @dataclass
@@ -79,18 +112,61 @@ class Root:
     data: Any = MISSING
     task: Any = MISSING
     model: ViTConfig = field(default_factory=ViTConfig)
-    masking: MaskingConfig | None = None
+    masking: MaskingConfig = field(default_factory=MaskingConfig)  # of pre-training
     trainer: Any = MISSING
     logger: Any = None
     callbacks: Any = None
 
 
+@dataclass
+class PackData:
+    root: str | None = None  # LUPerson's folder, a tar file, or an LMDB
+
+
+@dataclass
+class PackRoot:
+    """The root keys of `hap pack`."""
+
+    data: PackData = field(default_factory=PackData)
+    out: str = MISSING
+    height: int | None = None  # shrink taller images to this height and record it; null: the original bytes
+    shard_mb: float = 256
+    cfs_ratio: float = 1.0  # share of the CFS list to pack, best first
+    require_pose: bool = True  # leave out images without a pose
+    num_workers: int | None = None  # null: one process per core
+    verify: bool = False  # compare every shard in `out` with its checksum
+
+
+@dataclass
+class SynthesizeRoot:
+    """The root keys of `hap synthesize`."""
+
+    dataset: str = MISSING
+    num_images: int = 2000
+    out: str = MISSING
+    seed: int = 0
+    num_workers: int | None = None  # null: one process per core
+    options: dict[str, Any] = field(default_factory=dict)  # of the data set's writer
+
+
 def register() -> None:
-    """Make the root schema and the resolvers known to Hydra and OmegaConf. Can be called again."""
-    ConfigStore.instance().store(name="schema", node=Root)
+    """Make the root schemas and the resolvers known to Hydra and OmegaConf. Can be called again."""
+    store = ConfigStore.instance()
+    for name, node in (("schema", Root), ("pack_schema", PackRoot), ("synthesize_schema", SynthesizeRoot)):
+        store.store(name=name, node=node)
     OmegaConf.register_new_resolver("precision", default_precision, replace=True)
+    OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", make_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+
+
+def folder_name(name: str) -> str:
+    """The name of a run as that of its folder and log. Raises HapError where it would lead elsewhere."""
+    if re.search(r"[/\\\x00-\x1f]", str(name)) or name in ("", ".", ".."):
+        raise HapError(
+            f"name={name!r} names a folder and a file: no separators; run_dir=FOLDER says where to"
+        )
+    return name
 
 
 def default_precision() -> str:
@@ -115,41 +191,105 @@ def wandb_offline() -> bool:
         return True
 
 
-def _nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All dict nodes and leaf values with their dotted paths, depth first."""
-    yield path, node
-    if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
-        for key in node:
-            yield from _nodes(node._get_node(key), f"{path}.{key!s}" if path else str(key))
-    elif isinstance(node, ListConfig) and not node._is_missing() and not node._is_none():
-        for i in range(len(node)):
-            yield from _nodes(node._get_node(i), f"{path}[{i}]")
+def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
+    """All dict nodes and leaf values with their dotted paths, depth first. What an interpolation leads to follows
+    at the end, unless it is a part of the configuration itself."""
+    seen: dict[int, Any] = {}  # by identity, kept alive
+    referring: list[tuple[str, Any]] = []
+
+    def walk(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+        if id(node) in seen:
+            return
+        seen[id(node)] = node
+        yield path, node
+        if not isinstance(node, DictConfig | ListConfig) or node._is_missing() or node._is_none():
+            return
+        if node._is_interpolation():
+            referring.append((path, node))
+            return
+        keys: Any = node if isinstance(node, DictConfig) else range(len(node))
+        for key in keys:
+            name = f"[{key}]" if isinstance(node, ListConfig) else f".{key!s}" if path else str(key)
+            child: Any = node._get_node(key)
+            if child._is_interpolation():
+                referring.append((f"{path}{name}", child))
+            yield from walk(f"{path}{name}", child)
+
+    yield from walk("", cfg)
+    for path, node in referring:
+        with contextlib.suppress(OmegaConfBaseException):  # reported where it stands
+            result = node._dereference_node()
+            if isinstance(
+                result, ValueNode
+            ):  # a resolver may give a plain dict, which is built like any other
+                value = result._value()
+                result = OmegaConf.create(value) if isinstance(value, dict | list) else result
+            yield from walk(path, result)
 
 
-def _bind_error(node: DictConfig) -> str | None:
-    """Why the arguments of a node do not fit its target, or None."""
-    target = node["_target_"]
-    if not target.startswith(ALLOWED_TARGETS):
-        return f"target {target!r} is not allowed; targets start with {', '.join(ALLOWED_TARGETS)}"
+def _target_error(target: Any) -> str | None:
+    """Why a configuration may not call this, or None."""
+    if not isinstance(target, str):
+        return f"target {target!r} is not the name of a class"
+    if not target.startswith(PACKAGES):  # before anything is imported
+        return f"target {target!r} is not allowed; targets start with {', '.join(PACKAGES)}"
     try:
         function = get_object(target)
     except Exception as error:
         return f"target {target!r} cannot be imported: {error}"
-    home = f"{getattr(function, '__module__', None) or target}."
-    if not home.startswith(ALLOWED_TARGETS):  # what one of these packages imports itself, such as torch.os
-        return f"target {target!r} is not allowed: it is of {home[:-1]}"
-    arguments = {
-        k: None for k in node if k not in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
-    }
-    parameters = signature_of(function)
-    if parameters is None:
+    if target in ALLOWED_FUNCTIONS:
         return None
-    unknown = [k for k in arguments if k not in parameters]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return "; ".join(
-            f"{target} has no argument {key!r}{did_you_mean(key, parameters)}" for key in unknown
+    # Where it comes from, not where it is found: torch.os is os.
+    home = f"{getattr(function, '__module__', None)}.{getattr(function, '__qualname__', '')}"
+    if home.startswith(OURS) or (inspect.isclass(function) and home.startswith(ALLOWED_CLASSES)):
+        return None
+    return (
+        f"target {target!r} is not allowed: of other packages only models, layers, losses, optimisers, metrics, "
+        "transforms and the parts of a Trainer are"
+    )
+
+
+def _key_errors(path: str, node: DictConfig) -> Iterator[str]:
+    """Keys of a node that nothing reads."""
+    schema = node._metadata.object_type
+    if dataclasses.is_dataclass(schema):
+        known = [f.name for f in dataclasses.fields(schema)]
+        known += ["env"] if schema is HydraConf else []  # it puts that there itself
+        where = f"{path}." if path else ""
+        yield from (
+            f"there is no key {where}{key!s}{did_you_mean(key, known)}" for key in node if key not in known
         )
-    return None
+        return
+    if "_target_" in node:
+        if error := _target_error(node["_target_"]):
+            yield f"{path}: {error}"
+        else:
+            yield from (f"{path}: {error}" for error in _argument_errors(node))
+        return
+    # A dict of parts (callbacks, loggers, transforms): each is something to build, or switched off.
+    parts = {key: node._get_node(key) for key in node}
+    if any(isinstance(part, DictConfig) and "_target_" in part for part in parts.values() if part):
+        right = [key for key, part in parts.items() if isinstance(part, DictConfig) and "_target_" in part]
+        for key, part in parts.items():
+            if key not in right and not (part is None or part._is_none() or part._is_interpolation()):
+                yield f"{path}.{key!s}: has no _target_{did_you_mean(key, right)}"
+
+
+def _argument_errors(node: DictConfig) -> Iterator[str]:
+    """Arguments that the target of a node does not have."""
+    target = node["_target_"]
+    parameters = signature_of(get_object(target))
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in node:
+        if key not in parameters and key not in (
+            "_target_",
+            "_partial_",
+            "_args_",
+            "_recursive_",
+            "_convert_",
+        ):
+            yield f"{target} has no argument {key!r}{did_you_mean(key, parameters)}"
 
 
 def signature_of(function: Any) -> dict[str, inspect.Parameter] | None:
@@ -164,6 +304,9 @@ def signature_of(function: Any) -> dict[str, inspect.Parameter] | None:
             return None  # a builtin
         parameters = {k: p for k, p in own.items() if k not in parameters} | parameters
         passed_on = any(p.kind is p.VAR_KEYWORD for p in own.values())
+        if other := PASSED_ON.get(f"{part.__module__}.{part.__qualname__}"):
+            parameters = parameters | dict(inspect.signature(get_object(other)).parameters)
+            return {k: p for k, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
         if passed_on and not part.__module__.startswith("hap."):
             return parameters  # to wherever
         if not passed_on:
@@ -171,34 +314,64 @@ def signature_of(function: Any) -> dict[str, inspect.Parameter] | None:
     return parameters
 
 
-def did_you_mean(word: Any, options: Any) -> str:
+def did_you_mean(word: Any, options: Any, listed: bool = True) -> str:
+    """The nearest option, or if `listed` all of them."""
     close = difflib.get_close_matches(str(word), [str(o) for o in options], n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; it has: {', '.join(sorted(map(str, options)))}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; it has: {', '.join(sorted(map(str, options)))}" if listed else ""
+
+
+def check_hydra(cfg: DictConfig) -> None:
+    """Raise HapError for keys of the node `hydra` that Hydra does not have."""
+    typed = (
+        (path, node)
+        for path, node in _nodes(cfg)
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(node._metadata.object_type)
+    )
+    if errors := [f"hydra: {error}" for path, node in typed for error in _key_errors(path, node)]:
+        raise HapError("\n".join(errors))
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Report every missing value, unresolvable interpolation, unknown target and unknown argument.
+    """Report every key that nothing reads, missing value, unresolvable interpolation, unknown or forbidden target.
 
-    Hydra guards the command line only: a misspelt key inside an experiment file is merged in silently.
+    Hydra guards the command line only, and there not what begins with `+`: a misspelt key inside an experiment file
+    is merged in silently.
 
     Raises:
         HapError: with one line for each mistake.
     """
     errors = []
+    unused = [] if "masking" not in cfg or _is_used(cfg, "masking") else ["masking.ratio", "masking.strategy"]
     for path, node in _nodes(cfg):
-        if path == "" or node is None or node._is_none():
+        if node is None or node._is_none():
             continue
         try:
+            if node._is_missing() and path in unused:
+                continue
             if node._is_missing():
                 errors.append(f"{path}: has no value (???)")
             elif node._is_interpolation():
                 node._dereference_node()
-            elif isinstance(node, DictConfig) and "_target_" in node and (error := _bind_error(node)):
-                errors.append(f"{path}: {error}")
+            elif isinstance(node, DictConfig):
+                errors += _key_errors(path, node)
         except OmegaConfBaseException as error:
             errors.append(f"{path}: {str(error).splitlines()[0]}")
+    if given := [
+        key for key in unused if not OmegaConf.is_missing(cfg.masking, key.removeprefix("masking."))
+    ]:
+        errors.append(f"{', '.join(given)}: nothing is masked in this experiment; leave it out")
     if errors:
         raise HapError("the configuration has mistakes:\n" + "\n".join(f"  {e}" for e in errors))
+
+
+def _is_used(cfg: DictConfig, group: str) -> bool:
+    return any(
+        f"${{{group}." in node._value()
+        for _, node in _nodes(cfg)
+        if node is not None and node._is_interpolation() and isinstance(node._value(), str)
+    )
 
 
 def require(cfg: DictConfig, **examples: str) -> None:

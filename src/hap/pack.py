@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hap.cli import run_with_hydra
-from hap.config import require
+from hap.config import check_config, require
 from hap.data.shards import verify
 from hap.errors import HapError
 from hap.packing import pack
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 def body(cfg: DictConfig, _: Path) -> None:
     require(cfg, out="out=FOLDER, where the shards are" if cfg.verify else "out=FOLDER")
+    check_config(cfg)
     out = Path(cfg.out).expanduser()
     if cfg.verify:
         if wrong := verify(out):

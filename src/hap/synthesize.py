@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hap.cli import run_with_hydra
-from hap.config import require
+from hap.config import check_config, require
 from hap.synthetic.datasets import synthesize
 
 log = logging.getLogger(__name__)
@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 def body(cfg: DictConfig, _: Path) -> None:
     require(cfg, dataset="dataset=luperson", out="out=FOLDER")
+    check_config(cfg)
     out = synthesize(
         cfg.dataset,
         Path(cfg.out).expanduser(),
