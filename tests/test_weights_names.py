@@ -72,6 +72,7 @@ def test_timms_models_come_from_the_cache(caches, tiny, caplog):
     assert_loaded(model, expected.state_dict(), expected.state_dict())
     assert "weights of timm:vit_tiny_patch16_224.augreg_in21k = " in caplog.text
     assert "licence of these weights: Apache-2.0" in caplog.text
+    assert "trained on images of mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5)" in caplog.text
     report = load_weights(model, f"hf:{REPO}")
     assert report.licence == "Apache-2.0"
     assert report.sha256 == sha256(tiny)
@@ -112,13 +113,15 @@ def test_names_that_lead_nowhere_say_what_to_do(caches, monkeypatch, name, messa
         load_weights(encoder(), name)
 
 
-def test_without_network_and_cache_a_program_ends_with_one_message(tmp_path):
+@pytest.mark.parametrize("offline", ["1", pytest.param("0", marks=pytest.mark.slow)])  # 0: retries, 25 s
+def test_without_network_and_cache_a_program_ends_with_one_message(tmp_path, offline):
     """A dead port in place of the hub and of every proxy."""
-    code = "import hap; hap.create_encoder('vit_base', weights='timm:vit_base_patch16_224.mae')"
+    code = "import hap; hap.create_encoder('vit_tiny', weights='timm:vit_base_patch16_224.mae')"
     dead = "http://127.0.0.1:9"
     environment = {
         **os.environ,
         "HF_ENDPOINT": dead,
+        "HF_HUB_OFFLINE": offline,
         "HF_HOME": str(tmp_path / "hf"),
         "TORCH_HOME": str(tmp_path / "torch"),
         **{f"{scheme}_proxy": dead for scheme in ("http", "https")},
@@ -137,13 +140,14 @@ def test_without_network_and_cache_a_program_ends_with_one_message(tmp_path):
     assert f"put it at {tmp_path}/torch/hub/checkpoints/" in message[-1]
 
 
-def test_timms_own_cache_of_an_address_is_used(caches, tmp_path, monkeypatch):
+def test_timms_own_cache_of_an_address_is_used(caches, tmp_path):
     path = save(tmp_path / "mae.pth", {"model": encoder((224, 224)).state_dict()})
     (caches / "torch/hub/checkpoints").mkdir(parents=True)
     shutil.copy(path, caches / "torch/hub/checkpoints/mae_pretrain_vit_base.pth")
     report = load_weights(encoder(), "timm:vit_base_patch16_224.mae")
     assert report.missing == ()
     assert "source mae" in report.origin
+    assert report.notes == ("pos_embed is taken to be of 14x14 patches; weights_grid says otherwise",)
     assert report.licence == "CC BY-NC 4.0 (no commercial use)"
 
 
@@ -263,6 +267,11 @@ def test_every_key_of_weights_reaches_the_loader(luperson, tmp_path):
     assert record["resized"] == ["pos_embed"]
     assert (record["matched"], record["unexpected"]) == (30, 12)
     assert "only it has blocks.2.norm1.weight" in record["notes"][0]
+
+    path.unlink()  # a resumed run has its weights
+    cfg.resume = "auto"
+    assert run("train", cfg, tmp_path / "run")["steps"] == 1
+    assert json.loads((tmp_path / "run/weights.json").read_text()) == record
 
     cfg.weights = None
     with pytest.raises(

@@ -113,6 +113,8 @@ def load_weights(
         raise HapError(f"{path}: {error}") from error
     model.load_state_dict(loaded, strict=False)
 
+    if located.note:
+        notes.append(located.note)
     if rest:
         notes.append(f"not taken from the same file: {some(rest)}")
     if partial and (differs := _difference(state, model)):

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import timm
 import torch
 from filelock import FileLock
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hap.errors import HapError
 
@@ -40,10 +41,11 @@ _MAE_FILES = "mae_pretrain_vit_"  # as MAE's authors name them
 
 @dataclass(frozen=True)
 class Located:
-    """A file that is there, and its licence as far as its name tells."""
+    """A file that is there, and what its name tells: the licence, and what to know before it is used."""
 
     path: Path
     licence: str | None = None
+    note: str = ""
 
 
 def locate(weights: str | Path, sha256: str | None = None) -> Located:
@@ -80,30 +82,32 @@ def _licence_of_file(path: str) -> str | None:
 
 def _timm(name: str, sha256: str | None) -> Located:
     """Where timm would find them: on the hub, else at the authors' address."""
-    known = _timm_cfg(name)
+    known = _known_to_timm(name)
     if known is None:
         names = timm.list_pretrained("*vit*")
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:3]
         raise HapError(f"timm has no pre-trained model {name!r}; did you mean {' or '.join(close)}?")
     repo, url = known.hf_hub_id, known.url if isinstance(known.url, str) else known.url[0]
     files = (known.hf_hub_filename,) if known.hf_hub_filename else HUB_FILES
-    licence = _licence_of_timm(name)
+    licence, note = _licence_of_timm(name), ""
+    if tuple(known.mean) != IMAGENET_DEFAULT_MEAN or tuple(known.std) != IMAGENET_DEFAULT_STD:
+        note = f"trained on images of mean {known.mean} and std {known.std}; here they have ImageNet's"
     cached = [_cached_on_hub(repo, files)] if repo else []
     if url:
         cached.append(_checkpoints() / PurePosixPath(urlsplit(url).path).name)  # timm's own cache
     for path in cached:
         if path is not None and path.is_file():
-            return Located(path, licence)
+            return Located(path, licence, note)
     failed = []
     for get in [lambda: _from_hub(repo, files)] * bool(repo) + [lambda: _from_url(url, sha256)] * bool(url):
         try:
-            return Located(get(), licence)
+            return Located(get(), licence, note)
         except HapError as error:
             failed.append(str(error))
     raise HapError("\n".join(failed))
 
 
-def _timm_cfg(name: str) -> Any:
+def _known_to_timm(name: str) -> Any:
     try:
         return timm.models.get_pretrained_cfg(name)
     except RuntimeError:  # another tag of a known model
@@ -111,7 +115,7 @@ def _timm_cfg(name: str) -> Any:
 
 
 def _licence_of_timm(name: str) -> str:
-    licence = getattr(_timm_cfg(name), "license", None)
+    licence = getattr(_known_to_timm(name), "license", None)
     return _LICENCES.get(licence or "", licence or UNKNOWN_LICENCE)
 
 
