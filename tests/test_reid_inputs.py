@@ -86,8 +86,9 @@ def test_top_k_below_one_is_refused(market, predict, tmp_path):
 AWKWARD = [b"2024", b"a=b.jpg", b"~.jpg", b"c,'\"d.jpg", b"e\nf\t.jpg", b"\x1b[31m.jpg", b"\xc7\xe9.jpg"]
 
 
-def test_names_come_back_as_the_file_system_has_them(market, predict, tmp_path):
-    folder = tmp_path / "2024=~"
+def test_names_come_back_as_the_file_system_has_them(market, predict, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("~nobody=2024")
     copied(market, folder / "2024", "1.jpg")
     for number, name in enumerate(AWKWARD[1:]):
         shutil.copy(folder / "2024/1.jpg", Path(os.fsdecode(os.fsencode(folder) + b"/" + name)))

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
 from hap.config import CONF_DIR, Root, check_config
 from hap.data.base import DataModule
+from hap.data.files import user_path
 from hap.data.images import read_images
 from hap.data.samplers import BatchPlan
 from hap.errors import HapError
@@ -81,7 +82,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if cfg.dry_run:
             return {}
     if stage == "predict":
-        folders = {part: Path(cfg[part]).expanduser() for part in task.inputs if cfg[part] is not None}
+        folders = {part: user_path(cfg[part]) for part in task.inputs if cfg[part] is not None}
         if len(folders) < len(task.inputs):
             raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
         datamodule.splits = {"predict": read_images(folders)}

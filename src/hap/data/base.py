@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hap.data.decoding import decode_image
+from hap.data.files import user_path
 from hap.data.samplers import BatchPlan, EvalBatches, Pieces, TrainBatches, fingerprint, permutation
 from hap.errors import BadSample, HapError, Unwanted, printable
 from hap.processes import from_workers, prepare_worker
@@ -263,7 +264,7 @@ class DataModule(L.LightningDataModule):
     ):
         super().__init__()
         self.synthetic, self.draw = synthetic, draw
-        self.root, self.reader, self.transforms = Path(root).expanduser(), reader, transforms
+        self.root, self.reader, self.transforms = user_path(root), reader, transforms
         self.num_workers, self.plan = num_workers, plan
         self.eval_batch_size, self.max_bad_fraction, self.seed = eval_batch_size, max_bad_fraction, seed
         self.batch_plan = BatchPlan(total=1, micro=1)  # the runner sets it when devices are known

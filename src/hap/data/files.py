@@ -127,6 +127,11 @@ def subfolders(folder: Path) -> list[Path]:
         return []
 
 
+def user_path(text: str) -> Path:
+    """A path as it is typed: `~` is the home folder, but a folder may be called `~x` where nobody is."""
+    return Path(os.path.expanduser(text))
+
+
 def _key(path: Path) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
