@@ -76,6 +76,7 @@ class Checkpoints(L.Callback):
         if trainer.is_global_zero:
             origin = Path(trainer.ckpt_path) if trainer.ckpt_path else None
             set_aside(_folder(trainer), trainer.global_step, origin)
+            self._intact |= {origin} if origin else set()
 
     def on_train_end(self, trainer: Any, task: Any) -> None:
         self._restore_handlers()
