@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -155,6 +156,7 @@ def register() -> None:
     for name, node in (("schema", Root), ("pack_schema", PackRoot), ("synthesize_schema", SynthesizeRoot)):
         store.store(name=name, node=node)
     OmegaConf.register_new_resolver("precision", default_precision, replace=True)
+    OmegaConf.register_new_resolver("not", operator.not_, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", make_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)

@@ -24,11 +24,9 @@ from hap.config import CONF_DIR, Root, check_config
 from hap.data.base import DataModule
 from hap.data.files import user_path
 from hap.data.images import read_images
-from hap.data.samplers import BatchPlan
 from hap.errors import HapError
-from hap.flops import training_flops
-from hap.memory import step_memory
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
+from hap.plan import check_numbers, plan_batches
 from hap.ranks import Ranks
 from hap.run_folder import cannot_write, hold
 from hap.tasks.base import Task
@@ -52,6 +50,7 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         HapError: the configuration, the data or the checkpoint is wrong.
     """
     check_config(cfg)
+    check_numbers(cfg)
     _check_stage(stage, cfg)
     # Of several processes the first holds the folder for all.
     holds = getattr(rank_zero_only, "rank", 0) == 0 and not cfg.dry_run
@@ -134,62 +133,16 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
         Ranks(),
         *(build(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node),
     ]
+    if (
+        cfg.trainer.precision == "32-true"
+    ):  # then nothing is rounded to TF32; products never are, as features rank
+        torch.backends.cudnn.allow_tf32 = False
     loggers = [build(n, f"logger.{k}", save_dir=str(run_dir)) for k, n in (cfg.logger or {}).items() if n]
     trainer = build(
         cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=str(run_dir)
     )
     trainer.strategy.checkpoint_io = CheckpointFiles()
     return trainer
-
-
-def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, task: Task) -> None:
-    """Work out what each device does in a step, tell everyone who needs it, and print it."""
-    whole_step = BatchPlan.divide(cfg.total_batch_size, None, trainer.world_size)
-    sample = datamodule.dataset("train")[0, 0]
-    memory = step_memory(task, sample, str(trainer.precision))
-    micro = cfg.micro_batch_size
-    if micro is None and task.any_micro_batch:
-        micro = memory.micro_batch(whole_step.micro, free_memory(trainer))
-    plan = BatchPlan.divide(cfg.total_batch_size, micro, trainer.world_size)
-    passes = plan.accumulate
-    if passes > 1 and getattr(task, "negatives", None) == "total_batch":
-        task.micro_batch_size = plan.micro  # type: ignore[assignment]
-        plan = whole_step
-    datamodule.batch_plan = task.batch_plan = plan
-    trainer.accumulate_grad_batches = plan.accumulate
-    records = datamodule.records("train")
-    epoch_plan = datamodule.plan(records, plan.total, datamodule.seed)
-    steps = task.steps_per_epoch = len(epoch_plan(0))
-    task.schedule_steps = getattr(epoch_plan, "schedule_steps", steps)
-
-    flops = task.flops_per_image = training_flops(task, sample)
-    images = steps * plan.total * cfg.epochs
-    peak = task.recipe.peak_lr(plan.total)
-    per_pass = plan.total // (plan.world * passes)
-    needed = memory.needed(per_pass, whole_step.micro)
-    rows = {
-        "experiment": cfg.name,
-        "data": f"{datamodule.root}, {len(records):,} training images",
-        "model": f"{sum(p.numel() for p in task.model.parameters()):,} parameters",
-        "batch": f"{plan.total} = {per_pass} images x {plan.world} device(s) x {passes} pass(es)",
-        "steps": f"{steps:,} per epoch x {cfg.epochs} epochs = {steps * cfg.epochs:,} ({images:,} images)",
-        "peak lr": f"{peak:.3g}",
-        "cost": f"{flops / 1e9:.1f} GFLOP per image, {flops * images / 1e15:,.3g} PFLOP in all",
-        "memory": f"{needed / 1e9:.3g} GB per device: {memory.per_image / 1e6:.3g} MB for each image of a pass, "
-        f"{memory.state / 1e9:.3g} GB of weights, gradients and moments",
-        "precision": str(trainer.precision),
-    }
-    rank_zero_only(log.info)("\n".join(f"{k:>10}  {v}" for k, v in rows.items()))
-
-
-def free_memory(trainer: L.Trainer) -> float | None:
-    """Bytes for this process on its GPU; None on a CPU. With several GPUs all that the card has: every rank has to
-    come to the same number."""
-    device = trainer.strategy.root_device
-    if device.type != "cuda":
-        return None
-    free, total = torch.cuda.mem_get_info(device)
-    return free if trainer.world_size == 1 else total
 
 
 def _check_stage(stage: Stage, cfg: DictConfig) -> None:

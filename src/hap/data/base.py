@@ -268,6 +268,7 @@ class DataModule(L.LightningDataModule):
         self.num_workers, self.plan = num_workers, plan
         self.eval_batch_size, self.max_bad_fraction, self.seed = eval_batch_size, max_bad_fraction, seed
         self.batch_plan = BatchPlan(total=1, micro=1)  # the runner sets it when devices are known
+        self.steps_per_epoch: int | None = None  # set by the runner where an epoch is cut short
         self.report_dir: Path | None = None  # where unusable samples are named; set by the runner
         self.splits: Splits = {}
 
@@ -308,7 +309,9 @@ class DataModule(L.LightningDataModule):
         batches: TrainBatches | EvalBatches
         if train:
             plan = self.plan(dataset.records, self.batch_plan.total, self.seed)
-            batches = TrainBatches(plan, self.batch_plan, rank, {**self.fingerprint, "seed": self.seed})
+            batches = TrainBatches(
+                *(plan, self.batch_plan, rank, {**self.fingerprint, "seed": self.seed}), self.steps_per_epoch
+            )
         else:
             batches = EvalBatches(len(dataset), self.eval_batch_size, rank, world)
         pieces = -(-self.batch_plan.micro // PIECE) if train else 1

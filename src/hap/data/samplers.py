@@ -92,11 +92,19 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         batch: how a step is divided.
         rank: of this process.
         origin: further values (`fingerprint`, the seed) that a run must share to go on from another's state.
+        steps: of an epoch, which is cut to so many; None for those of the plan.
     """
 
-    def __init__(self, plan: Plan, batch: BatchPlan, rank: int = 0, origin: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        batch: BatchPlan,
+        rank: int = 0,
+        origin: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+    ):
         self.plan, self.batch, self.rank = plan, batch, rank
-        first = plan(0)
+        first = plan(0)[:steps]
         self.steps = len(first)
         self.origin = {
             "total_batch_size": batch.total,
@@ -120,7 +128,9 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         b = self.batch
-        parts = self.plan(self.epoch).reshape(-1, b.world, b.micro)  # (steps * accumulate, world, micro)
+        parts = self.plan(self.epoch)[: self.steps].reshape(
+            -1, b.world, b.micro
+        )  # (steps * accumulate, world, micro)
         for part in parts[self.position // (b.world * b.micro) :, self.rank]:
             yield [(self.epoch, index) for index in part.tolist()]
 
