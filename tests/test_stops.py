@@ -268,8 +268,7 @@ def test_a_signal_that_is_ignored_stays_ignored(options, tmp_path):
     assert steps(tmp_path / "run") == [8]
 
 
-SCALED = """[{_target_: lightning.pytorch.plugins.MixedPrecision, precision: 16-mixed, device: cpu,
-scaler: {_target_: torch.amp.GradScaler, device: cpu}}]"""
+SCALED = "[{_target_: lightning.pytorch.plugins.MixedPrecision, precision: 16-mixed, device: cpu}]"
 
 
 @pytest.mark.parametrize(("infinite", "ends"), [((3, 4, 6, 7), False), ((3, 4, 5), True)])
@@ -280,7 +279,7 @@ def test_the_scaler_of_fp16_may_skip_two_steps_in_a_row(options, tmp_path, monke
         return step(task, batch, batch_idx) * (float("inf") if batch_idx in infinite else 1)
 
     monkeypatch.setattr(hap.tasks.pretrain.Pretrain, "training_step", infinite_at_times)
-    scaled = [*options, "epochs=1", "trainer.precision=null", f"+trainer.plugins={SCALED}".replace("\n", " ")]
+    scaled = [*options, "epochs=1", "trainer.precision=null", f"+trainer.plugins={SCALED}"]
     if ends:
         with pytest.raises(HapError, match="not finite at step 6"):
             run("train", config("train", *scaled), tmp_path / "run")
