@@ -15,10 +15,10 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## .venv with everything, from the known-good versions in constraints.txt
 
-demo: $(READY)  ## pre-train a small HAP on drawn people, with pictures (CPU, minutes)
-	$(BIN)/python -m hap.train experiment=demo
+demo: $(READY)  ## what masked image modelling of people learns: drawn people, pictures (CPU, minutes)
+	$(BIN)/python scripts/demo.py
 
-demo-reid: $(READY)  ## re-identification of drawn people, pre-trained against random initialisation
+demo-reid: $(READY)  ## re-identification of drawn people, pre-trained against from nothing
 	$(BIN)/python scripts/demo_reid.py
 
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others

@@ -46,9 +46,15 @@ def hide_patches(image: np.ndarray, mask: np.ndarray, patch_size: int, grey: int
 def mosaic(columns: Sequence[Sequence[np.ndarray]], titles: Sequence[str], gap: int = 4) -> np.ndarray:
     """Samples side by side, one column each, on white; `titles` name the rows in a margin on the left.
 
-    All images have one size.
+    All images have one size; small ones are enlarged by a whole number.
     """
     height, width = columns[0][0].shape[:2]
+    if (zoom := 256 // height) > 1:
+        height, width = zoom * height, zoom * width
+        columns = [
+            [cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC) for image in column]
+            for column in columns
+        ]
     margin = 14 + max(cv2.getTextSize(title, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] for title in titles)
     size = (len(titles) * (height + gap) + gap, margin + len(columns) * (width + gap), 3)
     canvas = np.full(size, 255, np.uint8)

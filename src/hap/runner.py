@@ -164,7 +164,12 @@ def _check_stage(stage: Stage, cfg: DictConfig) -> None:
 
 def _check_trained(task: Task, report: LoadReport) -> None:
     """A pre-training file alone makes no model for another task, unless its encoder is all that is scored."""
-    untrained = [name for name in report.missing if not task.zero_shot or name.startswith(ENCODER)]
+    fixed = {name for name, parameter in task.model.named_parameters() if not parameter.requires_grad}
+    untrained = [
+        name
+        for name in report.missing
+        if name not in fixed and (not task.zero_shot or name.startswith(ENCODER))
+    ]
     if untrained:
         raise HapError(
             f"weights of {report.origin} lack {len(untrained)} parameters of this model "

@@ -90,16 +90,23 @@ class Pretrain(Task):
         """Features of the whole image, nothing masked: the class token (D) after the final norm."""
         return {"feature": self.model.features(self.normalize(batch["image"]))[:, 0]}
 
-    def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """One column per image: with its skeleton, then per view what the encoder sees and what the decoder makes
-        of it. A prediction in normalised pixels gets the true patch's mean and deviation back."""
+    @torch.no_grad()
+    def rebuild(self, batch: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """The images with their removed patches as the decoder makes them, (V, N, H, W, 3) uint8, and which patches
+        these are, bool (V, N, rows, columns). A prediction in normalised pixels gets the true patch's mean and
+        deviation back."""
         images = self.normalize(batch["image"])
         outputs: MIMOutput = self.model(images, batch["scores"])
         removed = self.reconstruction.to_pixels(outputs.pred.float(), outputs.target.float())
         painted = self.model.paste(images, removed, outputs.masking)  # (V, N, 3, H, W)
-        pixels = (painted * self.std + self.mean).clamp(0, 255).byte().movedim(2, -1).cpu().numpy()
+        pixels = (painted * self.std + self.mean).round().clamp(0, 255).byte().movedim(2, -1)
+        return pixels.cpu().numpy(), outputs.masking.mask.bool().unflatten(-1, self.model.grid).cpu().numpy()
+
+    def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """One column per image: with its skeleton, then per view what the encoder sees and what the decoder makes
+        of it."""
+        pixels, masks = self.rebuild(batch)
         originals = batch["image"].movedim(1, -1).cpu().numpy()  # (N, H, W, 3)
-        masks = outputs.masking.mask.unflatten(-1, self.model.grid).cpu().numpy()  # (V, N, rows, columns)
         columns = []
         for n, image in enumerate(originals):
             column = [draw_skeleton(image, batch["keypoints"][n].cpu().numpy())]

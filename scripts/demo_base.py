@@ -1,0 +1,96 @@
+"""What the demonstrations share: quiet runs of the programs with one seed, side by side, and a table at the end.
+
+Every demonstration names the start that it uses, next to the same training from nothing, on the same people and
+budget. Another seed draws other people."""
+
+import argparse
+import logging
+import multiprocessing
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from hap.config import CONF_DIR, register
+from hap.report import print_table
+from hap.runner import run
+
+
+def prepare() -> None:
+    """Of each process: one thread, as the matrices are too small to share, and little to read."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in ("hap.data.reid", "lightning.pytorch"):  # sets that are not the published ones; hints
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+class Demo:
+    """Runs of one experiment with one seed below one folder, and the table that they make.
+
+    Args:
+        experiment: of all runs; its folder below runs/ is where they go.
+        description: for --help.
+        columns: of the table, after the name of a row.
+    """
+
+    def __init__(self, experiment: str, description: str, columns: list[str]):
+        parser = argparse.ArgumentParser(description=description)
+        parser.add_argument("--seed", type=int, default=0, help="of people and training")
+        folder = Path("runs") / experiment / time.strftime("%Y-%m-%d_%H-%M-%S")
+        parser.add_argument("--out", type=Path, default=folder, help=f"default: {folder}")
+        options = parser.parse_args()
+        self.experiment, self.columns = experiment, columns
+        self.rows: list[list[str]] = []
+        self.pictures: list[Path] = []
+        self.out, self.seed, self.start = options.out.absolute(), options.seed, time.perf_counter()
+        self.out.mkdir(parents=True)
+        prepare()
+
+    def say(self, what: str) -> None:
+        print(f"{time.perf_counter() - self.start:4.0f} s  {what}", flush=True)
+
+    def config(self, program: str, *overrides: str) -> DictConfig:
+        """As the command line composes it, without a progress bar."""
+        register()
+        quiet = ("callbacks.progress=null", "trainer.enable_progress_bar=false")
+        root = f"data.draw.root=${{oc.env:HAP_DATA,data}}/synthetic/seed_{self.seed}/${{name}}"
+        people = (f"seed={self.seed}", f"data.draw.seed={self.seed}", root)
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return compose(program, [f"experiment={self.experiment}", *quiet, *people, *overrides])
+
+    def run(self, program: str, folder: str, *overrides: str) -> dict[str, float]:
+        """One run in the folder of this name; its results."""
+        return run(program, self.config(program, *overrides), self.out / folder)
+
+    def train(self, **runs: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """Trainings side by side, two at a time, folder=overrides; their results. What they left is in the folders."""
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), prepare) as pool:
+            started = {
+                name: pool.submit(self.run, "train", name, *overrides) for name, overrides in runs.items()
+            }
+            return {name: one.result() for name, one in started.items()}
+
+    def checkpoint(self, folder: str) -> Path:
+        return self.out / folder / "checkpoints" / "last.ckpt"
+
+    def picture(self, name: str, picture: np.ndarray) -> None:
+        """RGB (H, W, 3) uint8, to be named at the end."""
+        self.pictures.append(self.out / f"{name}.png")
+        cv2.imwrite(str(self.pictures[-1]), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def row(self, name: str, *values: str) -> None:
+        self.rows.append([name, *values])
+
+    def finish(self, title: str) -> None:
+        """The table, and where the pictures are."""
+        self.say("done")
+        print(f"\n{title}")
+        print_table(["", *self.columns], self.rows)
+        print("\n".join(["pictures:", *map(str, self.pictures)]))
