@@ -3,7 +3,8 @@
 Half of each person is hidden by HAP's masks and rebuilt from the other half: by plain image processing, by the
 weights that come with hap (`weights=drawn`), by these after a minute of further training, and by the same model
 after a minute of training from nothing. Nobody shown was trained on. What the encoder has learnt is also seen without
-the decoder: people who look alike are near each other."""
+the decoder: images that look alike are near each other, by the place more than by the person, as nobody told it who is
+who (`make demo-reid` does)."""
 
 from collections.abc import Callable
 
