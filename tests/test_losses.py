@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from hap.losses import AlignmentLoss, ReconstructionLoss
+from hap.metrics.losses import SplitLosses
 from hap.models.mim import MaskedAutoencoder
 
 
@@ -100,6 +101,30 @@ def test_losses_leave_autocast():
             value = loss(*inputs)
         assert value.dtype == torch.float32
         assert value.item() == exact.item()
+
+
+def test_losses_of_a_split_do_not_depend_on_its_batches():
+    """Images in any order, some twice; 10 in groups of 4: the last two are compared with nobody."""
+    torch.manual_seed(0)
+    tokens, losses = torch.randn(2, 10, 8), torch.rand(10)
+    alignment = AlignmentLoss().eval()
+    expected = torch.stack([alignment(*tokens[:, i : i + 4]) for i in (0, 4)]).mean()
+    for batches in ([list(range(10))], [[9, 1, 3], [0, 2, 4, 5, 6], [7, 8, 1, 9]]):
+        metric = SplitLosses(alignment, weight=0.05, group=4)
+        for batch in batches:
+            metric.update(torch.tensor(batch), losses[batch], tokens[:, batch])
+        values = metric.compute()
+        assert values["reconstruction"] == pytest.approx(losses.mean().item())
+        assert values["alignment"] == pytest.approx(expected.item())
+        assert values["loss"] == pytest.approx(losses.mean().item() + 0.05 * expected.item())
+
+
+def test_reconstruction_of_each_image():
+    torch.manual_seed(0)
+    pred, target = torch.randn(2, 2, 3, 4, 12)
+    each = ReconstructionLoss().per_image(pred, target)
+    assert each.shape == (3,)
+    assert each.mean().item() == pytest.approx(ReconstructionLoss()(pred, target).item(), rel=1e-6)
 
 
 # --- two processes ---------------------------------------------------------------------------------------

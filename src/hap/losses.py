@@ -29,6 +29,11 @@ class ReconstructionLoss(nn.Module):
             target = (target - mean) / std
         return F.mse_loss(pred.float(), target)
 
+    def per_image(self, pred: Tensor, target: Tensor) -> Tensor:
+        """pred, target: (V, N, M, P) -> (N,), the loss of each image alone."""
+        pairs = zip(pred.unbind(1), target.unbind(1), strict=True)
+        return torch.stack([self(*pair) for pair in pairs])
+
     def to_pixels(self, pred: Tensor, target: Tensor) -> Tensor:
         """Predictions (..., P) in the target's units, for pictures."""
         if not self.norm_target:
@@ -58,12 +63,13 @@ class AlignmentLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """a, b: (N, D) features of the two views, the same N on every rank."""
+        """a, b: (N, D) features of the two views, the same N on every rank. In evaluation: of this rank alone."""
         with torch.autocast(a.device.type, enabled=False):
             q = F.normalize(torch.stack([a, b]).float(), dim=-1)  # (2, N, D)
-            k = _gather_batch(q.detach())  # (2, N x ranks, D)
+            gather = self.training and _distributed()  # an evaluation is the same on any number of ranks
+            k = _gather_batch(q.detach()) if gather else q.detach()  # (2, N x ranks, D)
             logits = q @ k.flip(0).mT / self.temperature  # (2, N, N x ranks)
-            rank = dist.get_rank() if _distributed() else 0
+            rank = dist.get_rank() if gather else 0
             labels = torch.arange(len(a), device=a.device) + rank * len(a)
             a_to_b, b_to_a = logits
             return 2 * self.temperature * (F.cross_entropy(a_to_b, labels) + F.cross_entropy(b_to_a, labels))
@@ -81,8 +87,6 @@ def _all_gather(gathered: Tensor, x: Tensor) -> None:
 
 def _gather_batch(x: Tensor) -> Tensor:
     """(2, N, D) on each rank -> (2, N x ranks, D), in rank order, without gradient, in one collective."""
-    if not _distributed():
-        return x
     gathered = x.new_empty(dist.get_world_size(), *x.shape)  # (ranks, 2, N, D)
     _all_gather(gathered.flatten(0, 1), x.contiguous())
     return gathered.transpose(0, 1).flatten(1, 2)

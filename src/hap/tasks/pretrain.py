@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from hap.losses import ReconstructionLoss
+from hap.metrics.losses import SplitLosses
 from hap.models.mim import MaskedAutoencoder, MIMOutput
 from hap.plots import draw_skeleton, hide_patches, mosaic
 from hap.tasks.base import Task
@@ -14,7 +15,7 @@ from hap.tasks.base import Task
 
 class PretrainOutput(NamedTuple):
     cls: torch.Tensor  # (V, N, D) class tokens of the V views, after the final norm
-    reconstruction: torch.Tensor  # scalar
+    reconstruction: torch.Tensor  # scalar; in evaluation (N,), of each image
 
 
 class Pretrain(Task):
@@ -35,6 +36,7 @@ class Pretrain(Task):
     """
 
     model: MaskedAutoencoder
+    metric: SplitLosses
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Pretrain(Task):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.metric = SplitLosses(alignment, alignment_weight)
         self.reconstruction: ReconstructionLoss = reconstruction
         self.alignment = alignment
         self.alignment_weight = alignment_weight
@@ -76,15 +79,21 @@ class Pretrain(Task):
 
     def _forward(self, images: torch.Tensor, scores: torch.Tensor) -> PretrainOutput:
         outputs = self.model(self.normalize(images), scores)
-        return PretrainOutput(outputs.cls, self.reconstruction(outputs.pred, outputs.target))
+        loss = self.reconstruction if self.training else self.reconstruction.per_image
+        return PretrainOutput(outputs.cls, loss(outputs.pred, outputs.target))
 
     def losses(self, outputs: PretrainOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if not self.training:
+            return {}  # those of a whole split are the metric's
         losses = {"reconstruction": outputs.reconstruction}
         loss = outputs.reconstruction
         if self.alignment is not None:
             losses["alignment"] = self.alignment(*outputs.cls)
             loss = loss + self.alignment_weight * losses["alignment"]
         return {"loss": loss, **losses}
+
+    def update_metrics(self, outputs: PretrainOutput, batch: dict[str, torch.Tensor]) -> None:
+        self.metric.update(batch["index"], outputs.reconstruction, outputs.cls)
 
     def predictions(self, outputs: PretrainOutput, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Features of the whole image, nothing masked: the class token (D) after the final norm."""
