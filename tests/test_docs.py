@@ -34,6 +34,9 @@ def test_command_composes(line):
         arguments = [
             re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", argument) for argument in arguments if argument != "-m"
         ]
+    known = any(argument.startswith("experiment=") for argument in arguments)
+    if program in ("eval", "predict") and not known:  # the checkpoint of the example would say it
+        arguments.append("experiment=reid_market1501")
     cfg = config(program, *(argument for argument in arguments if not argument.startswith("hydra")))
     if program in ("train", "eval", "predict", "bench"):
         check_config(cfg)

@@ -22,12 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hap.config import CONF_DIR, check_hydra, did_you_mean, register, signature_of
+from hap.description import add_experiment
 from hap.errors import HapError
 
 PROGRAMS = {
     "train": "pre-train or fine-tune: hap train experiment=NAME [key=value ...]",
-    "eval": "evaluate a checkpoint: hap eval experiment=NAME ckpt_path=FILE",
-    "predict": "results for your own images: hap predict experiment=NAME ckpt_path=FILE ...",
+    "eval": "evaluate a checkpoint: hap eval ckpt_path=FILE data.root=FOLDER",
+    "predict": "results for your own images: hap predict ckpt_path=FILE ...",
     "synthesize": "draw annotated people in a data set's official layout",
     "pack": "images and annotations into shards; `hap pack --verify DIR` checks them",
     "bench": "measured speed on this machine: hap bench pretrain",
@@ -81,6 +82,8 @@ def run_with_hydra(
         warnings.filterwarnings("ignore", message=message)
     try:
         with readable_errors(config_name):
+            if config_name in ("eval", "predict"):
+                sys.argv[1:] = add_experiment(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
     except _Stopped:
         print(f"hap: {stopped}", file=sys.stderr)
@@ -154,6 +157,8 @@ def describe(error: Exception, config_name: str = "train") -> str:
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         return f"cannot read {error.override}; quote the value: \"{key}='{value}'\""
+    if "You must specify 'experiment'" in message and config_name in ("eval", "predict"):
+        return f"{message}\nor ckpt_path=FILE: a checkpoint knows its own"
     if match := re.search(r"Could not find '([\w/]+)/([^']+)'", message):
         group, name = match.groups()
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""`python -m hap.eval experiment=NAME ...`: see conf/eval.yaml and hap.runner."""
+"""`python -m hap.eval ckpt_path=FILE ...`: see conf/eval.yaml and hap.runner."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""`python -m hap.predict experiment=NAME ...`: see conf/predict.yaml and hap.runner."""
+"""`python -m hap.predict ckpt_path=FILE ...`: see conf/predict.yaml and hap.runner."""
 
 from functools import partial
 

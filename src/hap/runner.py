@@ -15,7 +15,7 @@ import lightning as L
 import torch
 import wandb
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,6 +24,7 @@ from hap.config import CONF_DIR, Root, check_config
 from hap.data.base import DataModule
 from hap.data.files import user_path
 from hap.data.images import read_images
+from hap.description import check_same, checked, describe_run
 from hap.errors import HapError
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
 from hap.plan import check_numbers, plan_batches
@@ -65,7 +66,10 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     trainer = build_trainer(cfg, run_dir)
     datamodule: DataModule = build(cfg.data, "data")
     datamodule.report_dir = run_dir
+    checkpoint = read_checkpoint(ckpt_path) if stage != "train" and ckpt_path is not None else None
+    labels = _know_numbers(stage, cfg, datamodule, ckpt_path, checkpoint)
     task: Task = build(cfg.task, "task")
+    task.labels, task.description = labels, describe_run(cfg, labels)
     if cfg.zero_shot and not task.zero_shot:
         raise HapError("zero_shot=true is for re-identification; this task has no score without training")
     report = None
@@ -86,7 +90,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
         datamodule.splits = {"predict": read_images(folders)}
     if stage != "train":
-        _load_whole(task, ckpt_path)
+        _load_whole(task, ckpt_path, checkpoint)
 
     _record(cfg, run_dir, report)
     start = time.perf_counter()
@@ -106,6 +110,45 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     finally:
         wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
     return _write_results(trainer, run_dir, time.perf_counter() - start, show=stage == "eval")
+
+
+def _know_numbers(
+    stage: Stage,
+    cfg: DictConfig,
+    datamodule: DataModule,
+    path: Path | None,
+    checkpoint: dict[str, Any] | None,
+) -> dict[str, list[str]]:
+    """Set the numbers of the model that are null to those of the checkpoint, or of the training data; the labels."""
+    kind: type[Task] = get_class(cfg.task._target_)
+    labels: dict[str, list[str]] = {}
+    description = None
+    if checkpoint is not None and "hap" in checkpoint and path is not None:
+        description = checked(checkpoint["hap"], path)
+        labels = description["labels"]
+    elif stage == "train":
+        labels = kind.labels_of(datamodule.records("train"))
+    for argument, (counted, parameter) in kind.counts.items():
+        if cfg.task.model[argument] is not None:
+            continue
+        if checkpoint is not None:
+            weight = checkpoint["state_dict"].get(f"model.{parameter}")
+            number = 1 if weight is None else len(weight)  # of another model: what does not fit is said below
+        elif cfg.zero_shot:
+            number = 1  # the encoder alone is scored
+        else:
+            labels = labels or kind.labels_of(datamodule.records("train"))
+            number = len(labels[counted])
+        OmegaConf.update(cfg, f"task.model.{argument}", number)
+    if description is not None and path is not None:
+        check_same(cfg, description, path)
+        rank_zero_only(log.info)(
+            "%s: experiment %s of hap %s", path, description["experiment"], description["version"]
+        )
+        if stage == "eval":
+            source = "drawn people" if cfg.synthetic else f"{cfg.data.root} (another: data.root=FOLDER)"
+            rank_zero_only(log.info)("evaluated on %s", source)
+    return labels
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:

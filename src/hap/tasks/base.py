@@ -1,6 +1,6 @@
 """The part of training that is the same for every task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ class Task(L.LightningModule):
     std: torch.Tensor
     inputs: tuple[str, ...] = ("input",)  # the folders of images that `hap predict` needs
     any_micro_batch = False  # whether a step has the same gradient however it is cut into passes
+    # Arguments of the model that the data knows: {argument: (the labels that it counts, the parameter as long)}.
+    counts: Mapping[str, tuple[str, str]] = {}
+    labels: Mapping[
+        str, Sequence[str]
+    ] = {}  # names of the classes, in the order of outputs; set by the runner
+    description: Mapping[str, Any] | None = None  # what a checkpoint says of itself; set by the runner
     zero_shot = False  # whether to score an encoder that was not trained for the task
     no_decay: frozenset[str] = frozenset()  # parameters that are never decayed, besides one-dimensional ones
 
@@ -62,6 +68,11 @@ class Task(L.LightningModule):
         self.register_buffer("std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
         if compile:
             self.model.compile(dynamic=False)  # else the second batch size makes one slower kernel for all
+
+    @classmethod
+    def labels_of(cls, records: Sequence[Any]) -> dict[str, list[str]]:
+        """Names of the classes, in the order of the model's outputs, from the training records."""
+        return {}
 
     def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise NotImplementedError
@@ -174,6 +185,8 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["accumulate"] = self.batch_plan.accumulate
+        if self.description is not None:
+            checkpoint["hap"] = dict(self.description)
         checkpoint["grid"] = "{}x{}".format(
             *self.model.grid
         )  # of the position embedding, for who loads it elsewhere

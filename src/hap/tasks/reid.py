@@ -43,6 +43,7 @@ class Reid(Task):
     """
 
     inputs = ("query", "gallery")
+    counts = {"num_classes": ("people", "head.weight")}  # noqa: RUF012 - never changed
     no_decay = frozenset({"cls_token", "pos_embed"})
     metric: RetrievalMetric
 
@@ -62,6 +63,12 @@ class Reid(Task):
         self.top_k, self.zero_shot = top_k, zero_shot
         self.triplet, self.identity_weight, self.triplet_weight = triplet, identity_weight, triplet_weight
         self.model: ReidViT | ReidLem
+
+    @classmethod
+    def labels_of(cls, records: Sequence[Any]) -> dict[str, list[str]]:
+        """`people`: the identities to train on, as the data set writes them."""
+        names = {record.identity: record.person for record in records}
+        return {"people": [names[identity] for identity in sorted(names)]}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> ReidOutput:
         images = self.normalize(batch["image"])
