@@ -5,10 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import config
 
 import hap.bench  # noqa: F401 - registers the schema of its configuration
 from hap.config import check_config
+from hap.description import add_experiment, describe_run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,8 +24,15 @@ def commands() -> list[str]:
     return sorted({line for line in lines if COMMAND.match(line)})
 
 
+def described(folder: Path, experiment: str) -> Path:
+    """A checkpoint without weights that says what an experiment's would."""
+    path = folder / "last.ckpt"
+    torch.save({"hap": describe_run(config("train", f"experiment={experiment}"), {}), "state_dict": {}}, path)
+    return path
+
+
 @pytest.mark.parametrize("line", commands())
-def test_command_composes(line):
+def test_command_composes(line, tmp_path):
     program, rest = COMMAND.match(line).groups()  # type: ignore[union-attr]
     arguments = shlex.split(rest, comments=True)
     if program == "bench":
@@ -34,9 +43,12 @@ def test_command_composes(line):
         arguments = [
             re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", argument) for argument in arguments if argument != "-m"
         ]
-    known = any(argument.startswith("experiment=") for argument in arguments)
-    if program in ("eval", "predict") and not known:  # the checkpoint of the example would say it
-        arguments.append("experiment=reid_market1501")
+    if program in ("eval", "predict"):
+        file = described(
+            tmp_path, "pretrain_hap" if "luperson" in rest or "input=" in rest else "reid_market1501"
+        )
+        arguments = [f"ckpt_path={file}" if a.startswith("ckpt_path=") else a for a in arguments]
+        arguments = add_experiment(arguments)
     cfg = config(program, *(argument for argument in arguments if not argument.startswith("hydra")))
     if program in ("train", "eval", "predict", "bench"):
         check_config(cfg)

@@ -83,8 +83,12 @@ def flip_a_bit_of_a_weight(path: Path) -> None:
         ("+data.reader.split_seed=1", "names of images: "),
         ("seed=7", "seed: 7, the checkpoint's run had 0"),
         ("total_batch_size=16", "total batch size: 16, the checkpoint's run had 8"),
-        ("model.embed_dim=48", "does not fit this experiment and model"),
-        ("img_size=[64,48]", "does not fit this experiment and model"),
+        ("model.embed_dim=48", "model.embed_dim: 48 here, 32 in the checkpoint"),
+        (
+            "model.num_heads=2",
+            "model.num_heads: 2 here, 4 in the checkpoint",
+        ),  # of weights of the same shapes
+        ("img_size=[64,48]", r"img_size: \[64, 48\] here, \[64, 32\] in the checkpoint"),
         ("task.recipe.weight_decay=0", "weight_decay cannot become or leave 0"),
     ],
 )

@@ -17,7 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from hap.benchmarks.records import record_path
 from hap.cli import run_with_hydra
 from hap.config import Root, check_config
-from hap.runner import build, environment
+from hap.runner import build, count_classes, environment, unknown_numbers
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ ConfigStore.instance().store(name="bench_schema", node=BenchRoot)
 
 def body(cfg: DictConfig, _: Path) -> None:
     check_config(cfg)
+    if unknown_numbers(cfg):
+        count_classes(cfg, build(cfg.data, "data"))
     name = cfg.benchmark._target_.split(".")[-2]
     record = {
         "benchmark": name,

@@ -22,7 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hap.config import CONF_DIR, check_hydra, did_you_mean, register, signature_of
-from hap.description import add_experiment
 from hap.errors import HapError
 
 PROGRAMS = {
@@ -60,11 +59,16 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def run_with_hydra(
-    config_name: str, body: Callable[[DictConfig, Path], object], stopped: str = "stopped"
+    config_name: str,
+    body: Callable[[DictConfig, Path], object],
+    stopped: str = "stopped",
+    complete: Callable[[list[str]], list[str]] = list,
 ) -> None:
     """Compose `conf/<config_name>.yaml` with the command line and call `body(cfg, output folder)`.
 
-    `stopped` is what the program says when Ctrl-C or SIGTERM has ended it, with status 130 or 143.
+    Args:
+        stopped: what the program says when Ctrl-C or SIGTERM has ended it, with status 130 or 143.
+        complete: what is done with the arguments before they are composed.
     """
 
     def job(cfg: DictConfig) -> object:
@@ -82,8 +86,7 @@ def run_with_hydra(
         warnings.filterwarnings("ignore", message=message)
     try:
         with readable_errors(config_name):
-            if config_name in ("eval", "predict"):
-                sys.argv[1:] = add_experiment(sys.argv[1:])
+            sys.argv[1:] = complete(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
     except _Stopped:
         print(f"hap: {stopped}", file=sys.stderr)
@@ -158,7 +161,7 @@ def describe(error: Exception, config_name: str = "train") -> str:
         key, _, value = error.override.partition("=")
         return f"cannot read {error.override}; quote the value: \"{key}='{value}'\""
     if "You must specify 'experiment'" in message and config_name in ("eval", "predict"):
-        return f"{message}\nor ckpt_path=FILE: a checkpoint knows its own"
+        return f"{message}\nor ckpt_path=FILE: a checkpoint of hap knows its own; weights=FILE does not"
     if match := re.search(r"Could not find '([\w/]+)/([^']+)'", message):
         group, name = match.groups()
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))

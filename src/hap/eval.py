@@ -3,11 +3,12 @@
 from functools import partial
 
 from hap.cli import run_with_hydra
+from hap.description import add_experiment
 from hap.runner import run
 
 
 def main() -> None:
-    run_with_hydra("eval", partial(run, "eval"))
+    run_with_hydra("eval", partial(run, "eval"), complete=add_experiment)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 import wandb
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,7 +67,18 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     datamodule: DataModule = build(cfg.data, "data")
     datamodule.report_dir = run_dir
     checkpoint = read_checkpoint(ckpt_path) if stage != "train" and ckpt_path is not None else None
-    labels = _know_numbers(stage, cfg, datamodule, ckpt_path, checkpoint)
+    labels: dict[str, list[str]] = {}
+    if checkpoint is not None and ckpt_path is not None:
+        labels = _classes_of(stage, cfg, ckpt_path, checkpoint)
+    elif cfg.zero_shot:
+        cfg.task.model.update(dict.fromkeys(unknown_numbers(cfg), 1))  # the encoder alone is scored
+    elif stage != "predict":
+        labels = count_classes(cfg, datamodule)
+    elif unknown := unknown_numbers(cfg):
+        raise HapError(
+            f"give {' '.join(f'task.model.{argument}=N' for argument in unknown)}, that of the model of weights=FILE, "
+            "or ckpt_path=FILE of a checkpoint of hap, which knows it"
+        )
     task: Task = build(cfg.task, "task")
     task.labels, task.description = labels, describe_run(cfg, labels)
     if cfg.zero_shot and not task.zero_shot:
@@ -81,7 +92,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     if stage == "train":
         plan_batches(cfg, trainer, datamodule, task)
         if ckpt_path is not None:
-            trainer.strategy.checkpoint_io = _resume(ckpt_path, datamodule, task, cfg.ckpt_path is None)
+            trainer.strategy.checkpoint_io = _resume(ckpt_path, cfg, datamodule, task)
         if cfg.dry_run:
             return {}
     if stage == "predict":
@@ -89,7 +100,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if len(folders) < len(task.inputs):
             raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
         datamodule.splits = {"predict": read_images(folders)}
-    if stage != "train":
+    if checkpoint is not None and ckpt_path is not None:
         _load_whole(task, ckpt_path, checkpoint)
 
     _record(cfg, run_dir, report)
@@ -112,43 +123,47 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     return _write_results(trainer, run_dir, time.perf_counter() - start, show=stage == "eval")
 
 
-def _know_numbers(
-    stage: Stage,
-    cfg: DictConfig,
-    datamodule: DataModule,
-    path: Path | None,
-    checkpoint: dict[str, Any] | None,
-) -> dict[str, list[str]]:
-    """Set the numbers of the model that are null to those of the checkpoint, or of the training data; the labels."""
-    kind: type[Task] = get_class(cfg.task._target_)
-    labels: dict[str, list[str]] = {}
-    description = None
-    if checkpoint is not None and "hap" in checkpoint and path is not None:
-        description = checked(checkpoint["hap"], path)
-        labels = description["labels"]
-    elif stage == "train":
-        labels = kind.labels_of(datamodule.records("train"))
-    for argument, (counted, parameter) in kind.counts.items():
-        if cfg.task.model[argument] is not None:
-            continue
-        if checkpoint is not None:
-            weight = checkpoint["state_dict"].get(f"model.{parameter}")
-            number = 1 if weight is None else len(weight)  # of another model: what does not fit is said below
-        elif cfg.zero_shot:
-            number = 1  # the encoder alone is scored
-        else:
-            labels = labels or kind.labels_of(datamodule.records("train"))
-            number = len(labels[counted])
-        OmegaConf.update(cfg, f"task.model.{argument}", number)
-    if description is not None and path is not None:
-        check_same(cfg, description, path)
-        rank_zero_only(log.info)(
-            "%s: experiment %s of hap %s", path, description["experiment"], description["version"]
-        )
-        if stage == "eval":
-            source = "drawn people" if cfg.synthetic else f"{cfg.data.root} (another: data.root=FOLDER)"
-            rank_zero_only(log.info)("evaluated on %s", source)
+def kind_of_task(cfg: DictConfig) -> type[Task]:
+    kind = get_object(cfg.task._target_)
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise HapError(f"task: {cfg.task._target_} is not a task")
+    return kind
+
+
+def unknown_numbers(cfg: DictConfig) -> dict[str, tuple[str, str]]:
+    """Those of `Task.counts` that the configuration leaves null."""
+    counts = kind_of_task(cfg).counts
+    return {argument: what for argument, what in counts.items() if cfg.task.model.get(argument, 0) is None}
+
+
+def count_classes(cfg: DictConfig, datamodule: DataModule) -> dict[str, list[str]]:
+    """Set the numbers of the model that are null to those of the training data. The names of the classes."""
+    labels = kind_of_task(cfg).labels_of(datamodule.records("train"))
+    cfg.task.model.update({key: len(labels[name]) for key, (name, _) in unknown_numbers(cfg).items()})
     return labels
+
+
+def _classes_of(
+    stage: Stage, cfg: DictConfig, path: Path, checkpoint: dict[str, Any]
+) -> dict[str, list[str]]:
+    """Set the numbers of the model that are null to those of a checkpoint. The names of its classes.
+
+    Raises HapError where the configuration is of another model."""
+    weights = checkpoint["state_dict"]
+    for argument, (_, parameter) in unknown_numbers(cfg).items():
+        # One that is not there is of another model, which is said below or when the weights are loaded.
+        cfg.task.model[argument] = len(weights.get(f"model.{parameter}", [0]))
+    if "hap" not in checkpoint:
+        return {}
+    description = checked(checkpoint["hap"], path)
+    check_same(cfg, description, path)
+    rank_zero_only(log.info)(
+        "%s: experiment %s of hap %s", path, description["experiment"], description["version"]
+    )
+    if stage == "eval":
+        source = "drawn people" if cfg.synthetic else f"{cfg.data.root} (another: data.root=FOLDER)"
+        rank_zero_only(log.info)("evaluated on %s", source)
+    return description["labels"]
 
 
 def build(node: DictConfig, where: str, **kwargs: Any) -> Any:
@@ -240,11 +255,13 @@ def _checkpoint(stage: Stage, cfg: DictConfig, run_dir: Path) -> Path | None:
     return None
 
 
-def _resume(path: Path, datamodule: DataModule, task: Task, verified: bool) -> CheckpointFiles:
+def _resume(path: Path, cfg: DictConfig, datamodule: DataModule, task: Task) -> CheckpointFiles:
     """Whether the run of a checkpoint can go on, before anything is started; reads the file once."""
-    checkpoint = read_checkpoint(path, verified)
+    checkpoint = read_checkpoint(path, verified=cfg.ckpt_path is None)
     if "loops" not in checkpoint:
         raise HapError(f"{path} holds weights only: start a new run with weights={path}")
+    if "hap" in checkpoint:
+        check_same(cfg, checked(checkpoint["hap"], path), path)
     _load_whole(task, path, checkpoint)
     loaders = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     datamodule.train_dataloader().load_state_dict(loaders[0])
@@ -258,11 +275,9 @@ def _resume(path: Path, datamodule: DataModule, task: Task, verified: bool) -> C
     return CheckpointFiles(path, checkpoint)
 
 
-def _load_whole(task: Task, path: Path | None, checkpoint: dict[str, Any] | None = None) -> None:
-    if path is None:
-        return
+def _load_whole(task: Task, path: Path, checkpoint: dict[str, Any]) -> None:
     try:
-        task.load_state_dict((checkpoint or read_checkpoint(path))["state_dict"])
+        task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise HapError(f"{path} does not fit this experiment and model:\n{error}") from error
 
