@@ -27,7 +27,8 @@ def prepare() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    for name in ("hap.data.reid", "lightning.pytorch"):  # sets that are not the published ones; hints
+    # Sets that are not the published ones, encoders that were not fine-tuned, hints.
+    for name in ("hap.data.reid", "hap.runner", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

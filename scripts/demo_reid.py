@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from hap.data.base import decode_image
 from hap.data.reid import ReidRecord
 from hap.metrics.ranking import evaluate_ranking
+from hap.models.vit import create_encoder
 from hap.runner import build
 
 
@@ -33,9 +34,9 @@ def main() -> None:
     row("colour histogram", score(records, colour_histogram))
 
     demo.say("scoring the encoder as it is: random, and weights=drawn")
+    torch.manual_seed(demo.seed)
     untrained = demo.out / "random.safetensors"
-    model = build(cfg.task, "task").model
-    save_file(model.state_dict(), untrained, metadata={"grid": "{}x{}".format(*model.grid)})
+    save_file(create_encoder("vit_micro", tuple(cfg.img_size)).state_dict(), untrained, {"grid": "16x8"})
     row("encoder, random", demo.run("eval", "random", f"weights={untrained}", "zero_shot=true"))
     row("encoder, weights=drawn", demo.run("eval", "drawn", "weights=drawn", "zero_shot=true"))
 

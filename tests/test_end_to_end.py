@@ -58,8 +58,8 @@ def test_loss_falls_and_pictures_get_better(trained):
     assert len(pictures) == 9  # before training, and after each epoch
     first, last = (cv2.imread(str(p)).astype(float) for p in (pictures[0], pictures[-1]))
     assert first.shape == last.shape
-    # Row 0 is the original, row 2 the first reconstruction.
-    top, height = 4, 64
+    # Row 0 is the original, row 2 the first reconstruction, four times as large.
+    top, height = 4, 256
     original, row = slice(top, top + height), slice(top + 2 * (height + 4), top + 2 * (height + 4) + height)
 
     def error(picture: np.ndarray) -> float:

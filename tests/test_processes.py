@@ -120,6 +120,9 @@ def test_signals_to_the_whole_job_leave_the_loader_processes_at_work():
 
 def _main(program: str, options: list[str], output: Path, prepare) -> None:
     os.setsid()  # a group of its own, as under a shell
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell ignores it for what runs in its background
     multiprocessing.set_start_method("fork", force=True)
     os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     prepare()

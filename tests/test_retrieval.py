@@ -378,14 +378,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 def test_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
-    result = reid_eval.run(num_query=60, num_gallery=500, dim=32, num_ids=40, numpy_queries=30)
+    *_, result = reid_eval.run(num_query=60, num_gallery=500, dim=32, num_ids=40, numpy_queries=30)
     assert result["mAP"] == pytest.approx(result["numpy_mAP"], abs=1e-5)
     assert "scaled from 30 queries" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_memory_is_bounded() -> None:
-    result = reid_eval.run(num_query=2000, num_gallery=80000, dim=768, numpy_queries=16)
+    *_, result = reid_eval.run(num_query=2000, num_gallery=80000, dim=768, numpy_queries=16)
     assert result["memory_gb"] < 1
 
 
