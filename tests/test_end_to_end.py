@@ -79,6 +79,25 @@ def test_evaluation_agrees_with_the_last_validation(trained, luperson, tmp_path,
         assert f"test/{part}  {evaluated[f'test/{part}']:.4g}" in caplog.text
 
 
+def test_two_processes_give_what_one_does(trained, luperson, tmp_path):
+    """Losses of 5 held-out images, whose negatives lie on both ranks; features of 7 images, gathered by the first."""
+    rng, images = np.random.default_rng(0), tmp_path / "images"
+    images.mkdir()
+    for number in range(7):
+        cv2.imwrite(str(images / f"{number}.png"), rng.integers(0, 256, (64, 32, 3), np.uint8))
+    checkpoint = f"ckpt_path={trained}/checkpoints/last.ckpt"
+    run("predict", config("predict", *options(luperson), checkpoint, f"input={images}"), tmp_path / "one")
+    for program, *what in (("eval",), ("predict", f"input={images}")):
+        command = [sys.executable, "-m", f"hap.{program}", *options(luperson), checkpoint, *what]
+        subprocess.run([*command, "trainer=ddp_cpu", f"run_dir={tmp_path}/{program}"], check=True)
+    one, two = (json.loads((f / "results.json").read_text()) for f in (trained, tmp_path / "eval"))
+    for part in ("loss", "reconstruction", "alignment"):
+        assert two[f"test/{part}"] == pytest.approx(one[f"val/{part}"], rel=1e-5)
+    with np.load(tmp_path / "one/predictions.npz") as a, np.load(tmp_path / "predict/predictions.npz") as b:
+        assert a["names"].tolist() == b["names"].tolist()
+        np.testing.assert_allclose(a["feature"], b["feature"], atol=1e-5)
+
+
 def test_predict_writes_features_of_any_images(trained, luperson, tmp_path):
     checkpoint = trained / "checkpoints/last.ckpt"
     folder = tmp_path / "predict"
