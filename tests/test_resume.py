@@ -134,7 +134,7 @@ def test_killed_run_with_accumulation_ends_bit_identical(luperson, tmp_path):
 @pytest.mark.slow
 def test_fifty_kills(luperson, tmp_path):
     """Long enough for fifty kills, at moments that fall into steps, validation and checkpoint writes."""
-    options = overrides(luperson, "epochs=12", "callbacks.checkpoint.every_n_steps=1", "data.num_workers=1")
+    options = overrides(luperson, "epochs=30", "callbacks.checkpoint.every_n_steps=1", "data.num_workers=1")
     whole = train(options, tmp_path / "whole")
     result, killed = train_with_kills(options, tmp_path / "run", kills=50, rng=random.Random(0))
     print(f"{killed} kills")

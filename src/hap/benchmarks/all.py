@@ -130,7 +130,8 @@ def measure(
             output, _ = process.communicate(timeout=60 * minutes)
             state = "done" if process.returncode == 0 else f"failed with status {process.returncode}"
         except subprocess.TimeoutExpired:
-            state, output = f"stopped after {minutes:g} minutes", ""
+            os.killpg(process.pid, signal.SIGKILL)
+            state, (output, _) = f"stopped after {minutes:g} minutes", process.communicate()
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
