@@ -38,7 +38,10 @@ def body(cfg: DictConfig, _: Path) -> None:
         cfs_ratio=cfg.cfs_ratio,
         require_pose=cfg.require_pose,
     )
-    log.info("%s", report)
+    log.info(
+        "%s images in %d shard(s), %.1f MB, %s left out, in %.1f s",
+        *(f"{report.images:,}", report.shards, report.bytes / 1e6, f"{report.skipped:,}", report.seconds),
+    )
 
 
 def main() -> None:
