@@ -18,7 +18,7 @@ install: $(READY)  ## .venv with everything, from the known-good versions in con
 demo: $(READY)  ## what masked image modelling of people learns: drawn people, pictures (CPU, minutes)
 	$(BIN)/python scripts/demo.py
 
-demo-reid: $(READY)  ## re-identification of drawn people, pre-trained against from nothing
+demo-reid: $(READY)  ## re-identification of drawn people, from the shipped weights and from nothing (CPU, minutes)
 	$(BIN)/python scripts/demo_reid.py
 
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others

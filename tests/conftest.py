@@ -1,6 +1,8 @@
 """Drawn people and small configurations for all tests. Nothing here replaces a part of the program."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # bits do not depend on the number of cores
@@ -12,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from hap.config import CONF_DIR, register
+from hap.packing import pack
 from hap.synthetic.datasets import ensure
 
 torch.set_num_threads(1)
@@ -60,6 +63,40 @@ def drawn(tmp_path_factory: pytest.TempPathFactory):
 def luperson(drawn) -> Path:
     """100 drawn people in LUPerson's layout."""
     return drawn("luperson", 100)
+
+
+SMALL = {"shard_mb": 0.05, "num_workers": 0}  # of `pack`: about 15 images in a shard
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """200 images with poses, to pack."""
+    from test_luperson import write_set
+
+    root = tmp_path_factory.mktemp("source")
+    write_set(root, 200)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(source, tmp_path_factory) -> Path:
+    """Shards of `source`; read only."""
+    out = tmp_path_factory.mktemp("packed") / "out"
+    pack(source, out, **SMALL)
+    return out
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Root may read everything: then what is forbidden to its owner is tried as somebody else."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def config(program: str, *overrides: str, hydra: bool = False) -> DictConfig:

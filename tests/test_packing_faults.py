@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SMALL
 from test_luperson import check, jpeg, names_of, number_of, write_set
 from test_processes import children, end, is_running, start, wait_until
-from test_shards import SMALL, contents, copy, damage, keep_all
+from test_shards import contents, copy, damage, keep_all
 
 import hap.packing
 from hap.data.base import Dataset
@@ -20,21 +21,6 @@ from hap.data.pretrain import read_luperson
 from hap.data.shards import read_shards, verify
 from hap.errors import HapError
 from hap.packing import pack
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("source")
-    write_set(root, 200)
-    return root
-
-
-@pytest.fixture(scope="module")
-def packed(source, tmp_path_factory) -> Path:
-    """Read only."""
-    out = tmp_path_factory.mktemp("packed") / "out"
-    pack(source, out, **SMALL)
-    return out
 
 
 def slowly() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import SMALL
 from test_luperson import check, jpeg, names_of, number_of, points, write_pose, write_set
 
 from hap.data.base import BadSample, Dataset, decode_image
@@ -20,23 +21,6 @@ from hap.data.samplers import permutation
 from hap.data.shards import read_shards, verify
 from hap.errors import HapError
 from hap.packing import pack
-
-SMALL = {"shard_mb": 0.05, "num_workers": 0}  # about 15 images in a shard
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("source")
-    write_set(root, 200)
-    return root
-
-
-@pytest.fixture(scope="module")
-def packed(source, tmp_path_factory) -> Path:
-    """Read only."""
-    out = tmp_path_factory.mktemp("packed") / "out"
-    pack(source, out, **SMALL)
-    return out
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,5 +1,7 @@
 """What a training step must not do: wait for the device, compile twice, depend on how it is cut."""
 
+import json
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -72,6 +74,24 @@ def test_the_host_does_not_wait_between_two_logged_steps(
     for reads in counts.values():
         assert len(reads) > 3
         assert not np.diff(reads).any()
+
+
+def test_without_a_terminal_progress_is_lines(luperson, tmp_path, caplog):
+    """Here one after each pass, as no time lies between two; without a bar."""
+    shown = [
+        "+callbacks.progress._target_=hap.callbacks.Progress",
+        "+callbacks.progress.seconds=0",
+        "trainer.enable_progress_bar=true",
+    ]
+    caplog.set_level(logging.INFO, "hap.callbacks")
+    run("train", small("pretrain_hap", luperson, "epochs=1", *shown), tmp_path)
+    steps = json.loads((tmp_path / "results.json").read_text())["steps"]
+    lines = [r.message for r in caplog.records if r.message.startswith("epoch 1/1, pass ")]
+    assert [line.split(":")[0] for line in lines] == [
+        f"epoch 1/1, pass {n}/{steps}" for n in range(1, steps + 1)
+    ]
+    assert all("train/loss" in line for line in lines[1:])
+    assert lines[-1].endswith("(0:00:00 left)")
 
 
 def test_any_seed_trains(luperson, tmp_path):
