@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import config
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 from hap.cli import PROGRAMS, describe, quote_paths
 from hap.config import CONF_DIR, check_config, check_hydra, folder_name
 from hap.errors import HapError
+from hap.runner import run
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (CONF_DIR / "experiment").glob("*.yaml"))
@@ -92,6 +94,15 @@ def test_nothing_is_masked_in_reid(override):
 def test_misspelt_key_of_the_other_programs(name, overrides):
     with pytest.raises(HapError, match="there is no key"):
         check_config(config(name, *overrides))
+
+
+@pytest.mark.parametrize("trainer", ["gpu", "ddp"])
+def test_without_a_gpu_the_message_says_what_to_type(trainer, tmp_path, monkeypatch):
+    for backend in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    with pytest.raises(HapError, match="no GPU is to be seen here: trainer=auto"):
+        run("train", config("train", "experiment=pretrain_hap", f"trainer={trainer}"), tmp_path / "run")
+    assert not (tmp_path / "run/config.yaml").exists()
 
 
 def test_misspelt_key_of_hydra():

@@ -187,6 +187,12 @@ def weights_options(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
+    if cfg.trainer.accelerator == "gpu" and not (
+        torch.cuda.is_available() or torch.backends.mps.is_available()
+    ):
+        raise HapError(
+            "no GPU is to be seen here: trainer=auto takes what there is, trainer=cpu or ddp_cpu the CPU"
+        )
     callbacks = [
         Ranks(),
         *(build(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node),
