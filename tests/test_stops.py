@@ -199,19 +199,18 @@ import os, signal
 from functools import partial
 from hap.cli import run_with_hydra
 from hap.errors import HapError
-from hap.errors import HapError
 from hap.runner import run
 from hap.tasks.pretrain import Pretrain
 
 step = Pretrain.training_step
 
 def with_fault(task, batch, batch_idx):
-    if batch_idx == 3:
+    if batch_idx == 0:
         open(f"pid{task.global_rank}", "w").write(str(os.getpid()))
-        if task.global_rank == int(os.environ["FAULT_IN_RANK"]):
-            if os.environ["FAULT"] == "SIGKILL":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise HapError("no more images")
+    if batch_idx == 3 and task.global_rank == int(os.environ["FAULT_IN_RANK"]):
+        if os.environ["FAULT"] == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise HapError("no more images")
     return step(task, batch, batch_idx)
 
 Pretrain.training_step = with_fault
