@@ -204,7 +204,9 @@ def test_what_is_repeated_leaves_no_file_and_no_process():
         before = used()
         for _ in range(20):
             use(loader(Numbers(8), 2))
-        assert used() < before + 10  # 20 of anything left open would show; a file that is just closing does not
+        assert (
+            used() < before + 10
+        )  # 20 of anything left open would show; a file that is just closing does not
         assert multiprocessing.active_children() == []
 
 

@@ -101,6 +101,27 @@ def test_extra_names_are_built_by_what_the_caller_gives(monkeypatch):
     assert equal(safe_pickle.load(data, {("easydict", "EasyDict"): StandIn}), StandIn(names=["a"]))
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_many_strings_of_numpy_are_no_nested_tuples(protocol):
+    names = [np.str_(f"{i:06d}.jpg") for i in range(12_000)]  # each with a tuple of arguments
+    assert safe_pickle.load(pickle.dumps(names, protocol)) == names
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        b"\x85q\x00",  # (inner,)
+        b"q\x000cnumpy\ndtype\nU\x02f4h\x00\x86q\x00R0h\x00",  # (inner), used as an argument, and fetched again
+        b"q\x000(h\x00Ntq\x000h\x00",  # (inner, None)
+    ],
+)
+def test_tuples_within_each_other_are_refused(wrapped):
+    with pytest.raises(HapError, match="10,000 tuples within each other"):
+        safe_pickle.load(b"\x80\x02})" + wrapped * 11_000 + b"Ns.")
+    value = safe_pickle.load(b"\x80\x02})" + wrapped * 300 + b"Ns.")
+    assert len(value) == 1
+
+
 def test_damage_is_an_error_that_names_the_file(tmp_path):
     file = tmp_path / "list.pkl"
     whole = pickle.dumps(DATA)

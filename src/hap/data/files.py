@@ -127,6 +127,24 @@ def subfolders(folder: Path) -> list[Path]:
         return []
 
 
+def locate(root: Path, markers: Sequence[str], advice: str) -> Path:
+    """The folder at `root` or up to two levels below that holds one of the markers (files or folders).
+
+    Raises HapError if there is none, with the advice, or if there are several.
+    """
+    level = [root]
+    for _ in range(3):
+        matches = [folder for folder in level if any(os.path.exists(folder / marker) for marker in markers)]
+        if len(matches) > 1:
+            raise HapError(
+                f"several data sets below {root}: {', '.join(map(str, matches))}; set data.root to one"
+            )
+        if matches:
+            return matches[0]
+        level = [entry for folder in level for entry in subfolders(folder)]
+    raise HapError(f"no {' or '.join(markers)} in {root} or the folders below it: {advice}")
+
+
 def user_path(text: str) -> Path:
     """A path as it is typed: `~` is the home folder, but a folder may be called `~x` where nobody is."""
     return Path(os.path.expanduser(text))
@@ -183,3 +201,9 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise HapError(f"{path} holds zero bytes (UTF-16 without a mark?): save the file in UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def first_lines(lines: Sequence[str], most: int = 10) -> str:
+    """The first of many findings, each on a line of its own, for a message."""
+    shown = [*lines[:most], *([f"... and {len(lines) - most:,} more"] if len(lines) > most else [])]
+    return "".join(f"\n  {line}" for line in shown)

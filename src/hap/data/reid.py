@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from hap.data.files import LeftOut, file_id, list_files, read_file, read_text, relative, subfolders
+from hap.data.files import (
+    LeftOut,
+    file_id,
+    first_lines,
+    list_files,
+    locate,
+    read_file,
+    read_text,
+    relative,
+)
 from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
@@ -61,6 +70,7 @@ class Found(NamedTuple):
     camera: int
 
 
+_UNPACKED = "data.root is the unpacked data set (usually named {})"
 _MARKET_NAME = re.compile(r"(-?\d{1,9})_c(\d{1,9})(?!\d)(s\d)?", re.ASCII)
 _NUMBER = re.compile(r"\d{1,9}$", re.ASCII)
 _MSMT17_NAME = re.compile(r"(\d{1,9})_\d+_(\d{1,9})_\d{4}(?:morning|noon|afternoon)_", re.ASCII)
@@ -85,7 +95,7 @@ def read_market1501(root: Path) -> Splits:
     Raises:
         HapError: a folder is missing or holds no image, or a query is junk or a distractor.
     """
-    root = _locate(Path(root), "bounding_box_train", "Market-1501-v15.09.15")
+    root = locate(Path(root), ("bounding_box_train",), _UNPACKED.format("Market-1501-v15.09.15"))
     return _splits(root, _market_folders(root, no_query=(JUNK, DISTRACTOR)), "Market-1501", MARKET1501)
 
 
@@ -106,7 +116,7 @@ def read_msmt17(root: Path, train_lists: Literal["train+val", "train"] = "train+
     Raises:
         HapError: a list, folder or listed image is missing, or a line cannot be parsed.
     """
-    root = _locate(Path(root), ("list_train.txt", "bounding_box_train"), "MSMT17_V1")
+    root = locate(Path(root), ("list_train.txt", "bounding_box_train"), _UNPACKED.format("MSMT17_V1"))
     counts = MSMT17 if train_lists == "train+val" else MSMT17_TRAIN_ONLY
     if not (root / "list_train.txt").exists():
         if train_lists == "train":
@@ -223,7 +233,7 @@ def _check_same_files(root: Path, queries: Sequence[Found], gallery: Sequence[Fo
     if wrong:
         raise HapError(
             f"{root}: {len(wrong)} images are one file in query and gallery, but of different people or cameras"
-            + _first(wrong)
+            + first_lines(wrong)
         )
 
 
@@ -233,25 +243,6 @@ def _number(root: Path, items: Sequence[Found], queries: int = 0) -> list[ReidRe
         ReidRecord(root, item.name, item.person, numbers[item.person], item.camera, is_query=i < queries)
         for i, item in enumerate(items)
     ]
-
-
-def _locate(root: Path, markers: str | tuple[str, ...], usual: str) -> Path:
-    """The folder at `root` or up to two levels below that holds one of the markers."""
-    markers = (markers,) if isinstance(markers, str) else markers
-    level = [root]
-    for _ in range(3):
-        matches = [folder for folder in level if any(os.path.exists(folder / marker) for marker in markers)]
-        if len(matches) > 1:
-            raise HapError(
-                f"several data sets below {root}: {', '.join(map(str, matches))}; set data.root to one"
-            )
-        if matches:
-            return matches[0]
-        level = [entry for folder in level for entry in subfolders(folder)]
-    raise HapError(
-        f"no {' or '.join(markers)} in {root} or the folders below it: data.root is the unpacked data set "
-        f"(usually named {usual})"
-    )
 
 
 def _market_folders(root: Path, no_query: Iterable[int]) -> dict[str, list[Found]]:
@@ -311,9 +302,9 @@ def _msmt17_lists(root: Path, parts: Sequence[str], folder: str, there: set[str]
             if found[name] is not item:
                 again.append(f"line {number}: {printable(item.name)}")
         if missing:
-            raise HapError(f"{path} names {len(missing)} missing images{_first(missing)}")
+            raise HapError(f"{path} names {len(missing)} missing images{first_lines(missing)}")
         if again:
-            log.warning("%s names %d images again, which count once%s", path, len(again), _first(again))
+            log.warning("%s names %d images again, which count once%s", path, len(again), first_lines(again))
     return list(found.values())
 
 
@@ -356,11 +347,5 @@ def _table(root: Path, table: str) -> list[Row]:
             continue
         errors.append(f"line {number}: {problem}")
     if errors:
-        raise HapError(f"{root / table} has {len(errors)} mistakes{_first(errors)}")
+        raise HapError(f"{root / table} has {len(errors)} mistakes{first_lines(errors)}")
     return rows
-
-
-def _first(lines: list[str], most: int = 10) -> str:
-    """The first of many findings, for a message."""
-    shown = lines[:most] + ([f"... and {len(lines) - most} more"] if len(lines) > most else [])
-    return "".join(f"\n  {line}" for line in shown)

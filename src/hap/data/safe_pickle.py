@@ -24,7 +24,7 @@ from hap.errors import BadSample, HapError
 
 MAX_NPY = 1 << 20  # bytes of a .npy file: a pose has some hundred
 MAX_FILE = 1 << 32  # bytes of any: a list of four million names has 200 MB
-MAX_TUPLES = 10_000  # in one pickle: hashing that many within each other fits the stack
+MAX_TUPLES = 10_000  # within each other: hashing that many fits the stack
 
 Names = Mapping[tuple[str, str], Callable[..., Any]]
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -138,6 +138,8 @@ _LENGTHS = {
 _PUTS = frozenset(b"qr")  # with the index as a number of 1 and of 4 bytes
 _TUPLES = frozenset(b"t\x85\x86\x87")
 _TWO_LINES = frozenset(b"ci")
+_TUPLE_NAMES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
+_MARKED = (pickletools.markobject, pickletools.stackslice)
 
 
 def _walk(data: bytes) -> None:
@@ -163,8 +165,36 @@ def _walk(data: bytes) -> None:
         else:
             start = position + _LENGTHS[size]
             position = start + int.from_bytes(data[position:start], "little")
-    if tuples > MAX_TUPLES:
-        raise HapError(f"it holds more than {MAX_TUPLES:,} tuples")
+    if tuples > MAX_TUPLES and _nested_tuples(data) > MAX_TUPLES:
+        raise HapError(f"it holds more than {MAX_TUPLES:,} tuples within each other")
+
+
+def _nested_tuples(data: bytes) -> int:
+    """How many tuples lie within each other at most. 100,000 strings of NumPy's have a tuple of arguments each:
+    their number says nothing. The stack is followed in thought, with a number in place of each object."""
+    stack: list[int | None] = []  # None is a mark
+    memo: dict[Any, int] = {}
+    deepest = 0
+    for operation, argument, _ in pickletools.genops(data):
+        name, before, after = operation.name, operation.stack_before, operation.stack_after
+        if name == "MARK":
+            stack.append(None)
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+            memo[len(memo) if argument is None else argument] = stack[-1] or 0
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        else:
+            taken = []
+            if pickletools.markobject in before:
+                while (top := stack.pop()) is not None:
+                    taken.append(top)
+            taken += [stack.pop() or 0 for kind in before if kind not in _MARKED]
+            inside = 1 + max(taken, default=0) if name in _TUPLE_NAMES else 0
+            deepest = max(deepest, inside)
+            stack += [inside] * len(after)
+    return deepest
 
 
 class _Unpickler(pickle.Unpickler):
