@@ -4,8 +4,6 @@ Query and gallery form one split, query first. There is no validation split: wha
 trains is the test data, as in every ReID code base, so the last epoch is the one to report.
 """
 
-import csv
-import io
 import logging
 import os
 import re
@@ -24,6 +22,7 @@ from hap.data.files import (
     read_text,
     relative,
 )
+from hap.data.tables import read_table
 from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
@@ -310,26 +309,12 @@ def _msmt17_lists(root: Path, parts: Sequence[str], folder: str, there: set[str]
 
 def _table(root: Path, table: str) -> list[Row]:
     """Rows of the CSV table; all mistakes are reported together."""
-    reader = csv.DictReader(io.StringIO(read_text(root / table)))
-    try:
-        columns = [column.strip() for column in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        lines = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        raise HapError(f"{root / table}, line {reader.line_num}: {error}") from None
-    lacking = [c for c in ("path", "identity", "split") if c not in columns]
-    if lacking:
-        raise HapError(
-            f"{root / table}: no column {', '.join(lacking)}; the first line has {', '.join(columns)}"
-        )
     rows, errors = [], []
     seen: dict[Any, int] = {}
-    for number, row in lines:
-        split, listed, person, camera = (
-            (row.get(c) or "").strip() for c in ("split", "path", "identity", "camera")
-        )
+    for number, cells, too_long in read_table(root / table, ("path", "identity", "split")).rows:
+        split, listed, person, camera = (cells.get(c, "") for c in ("split", "path", "identity", "camera"))
         path = relative(listed)
-        if row.get(None):
+        if too_long:
             problem = "more fields than the first line"
         elif not person:
             problem = "no identity"

@@ -1,0 +1,55 @@
+"""CSV tables as people write them."""
+
+import pytest
+
+from hap.data.tables import read_table
+from hap.errors import HapError
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"image,hat\na.jpg,1\n\nb.jpg,0\n",
+        b"\xef\xbb\xbfimage;hat\r\na.jpg;1\r\n;;\r\nb.jpg;0\r\n",  # a spreadsheet's
+        "image\that\na.jpg\t1\n\nb.jpg\t0".encode("utf-16"),
+        b' image , "hat",,\n"a.jpg", 1,,\n,,,\nb.jpg,0,\n',
+    ],
+)
+def test_exports_of_one_table(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    table = read_table(tmp_path / "t.csv", ["image"])
+    assert table.columns == ["image", "hat"]
+    assert [(row.line, row.cells) for row in table.rows] == [
+        (2, {"image": "a.jpg", "hat": "1"}),
+        (4, {"image": "b.jpg", "hat": "0"}),
+    ]
+
+
+def test_lines_of_another_length(tmp_path):
+    (tmp_path / "t.csv").write_text("image,hat\na.jpg\nb.jpg,1,2\nc.jpg,1,,\n")
+    rows = read_table(tmp_path / "t.csv").rows
+    assert rows[0].cells == {"image": "a.jpg", "hat": ""}
+    assert [row.too_long for row in rows] == [False, True, False]
+
+
+def test_separators_within_quotes(tmp_path):
+    (tmp_path / "t.csv").write_text('image,note\na.jpg,"a;b, c"\n')
+    assert read_table(tmp_path / "t.csv").rows[0].cells["note"] == "a;b, c"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("\n \n", "is empty"),
+        ("path,hat\na,1\n", "no column image; the first line has path, hat"),
+        ("image,hat,hat\na,1,1\n", "2 columns are called 'hat'"),
+        ("image,,hat\na,1,1\n", "column 2 has no name"),
+        ('image,hat\n"a,1\n', "line 2"),
+    ],
+)
+def test_what_is_no_table(tmp_path, content, message):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(HapError, match=message) as error:
+        read_table(tmp_path / "t.csv", ["image"])
+    assert str(tmp_path / "t.csv") in str(error.value)
