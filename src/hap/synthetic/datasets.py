@@ -28,15 +28,15 @@ from filelock import FileLock
 from hap.errors import HapError
 from hap.processes import end_with_parent, held_back
 from hap.progress import progress
+from hap.synthetic.attributes import pa100k
 from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
 from hap.synthetic.render import Rendering, render
 from hap.synthetic.scene import camera
+from hap.synthetic.writing import Run, save_image
 
 DRAWING = 1  # raised when the same seed gives other pictures
 MARKER = "synthetic.json"  # what a folder holds, beside the data
-# (function of one job, jobs) -> results, in the order of the jobs.
-Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
 def synthesize(
@@ -181,13 +181,6 @@ def _only_for_us() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _save(path: Path, image: np.ndarray, quality: int) -> None:
-    """RGB uint8 -> JPEG. The folder is there."""
-    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    path.write_bytes(data.tobytes())
-
-
 # LUPerson ---------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +206,7 @@ def _luperson_image(job: tuple[Path, int, int, int]) -> tuple[float, str]:
     view = camera(seed, place)
     drawn = render(identity(seed, number), sample_pose(rng), view, rng)
     stem = f"{place:03d}/{number:07d}"
-    _save(out / "LUPerson-data" / f"{stem}.jpg", drawn.image, view.quality)
+    save_image(out / "LUPerson-data" / f"{stem}.jpg", drawn.image, view.quality)
     record = np.empty((1, 1), object)
     record[0, 0] = {"keypoints": estimated_keypoints(drawn, rng)}
     np.save(out / "LUPerson-pose" / f"{stem}.npy", record, allow_pickle=True)
@@ -304,7 +297,7 @@ def _reid_image(job: _ReidJob) -> None:
         height, width = drawn.shape[:2]
         top = int(rng.uniform(0.1, 0.5) * height)
         drawn = cv2.resize(drawn[top : top + height // 2], (width, height), interpolation=cv2.INTER_LINEAR)
-    _save(path, drawn, view.quality)
+    save_image(path, drawn, view.quality)
 
 
 def _draw_reid(jobs: list[_ReidJob], run: Run) -> None:
@@ -384,4 +377,5 @@ WRITERS: dict[str, Callable[..., None]] = {
     "market1501": market1501,
     "msmt17": msmt17,
     "msmt17_boxes": msmt17_boxes,
+    "pa100k": pa100k,
 }

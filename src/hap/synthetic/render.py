@@ -207,20 +207,22 @@ def render(
     rng: np.random.Generator,
     *,
     size: tuple[int, int] | None = None,
+    whole: bool = False,
 ) -> Rendering:
     """Draws `person` in `pose` somewhere in front of `camera`, cut out as a detector would.
 
     `size` (width, height): of the image, which then may be stretched a little; None draws one, like the crops
-    of surveillance data (60 x 130 to 190 x 380)."""
+    of surveillance data (60 x 130 to 190 x 380). `whole`: nothing of the person is cut off, and nobody and nothing
+    stands in front."""
     distance = rng.uniform(*camera.distance)
     across = rng.uniform(-0.36, 0.36) * distance * FRAME[1] / camera.intrinsics[0, 0]
     facing = rng.normal(pick(rng, (0, np.pi, np.pi / 2, -np.pi / 2), (0.35, 0.33, 0.16, 0.16)), 0.3)
     bearing = np.arctan2(-across, distance)  # the turn that faces the camera
     figure = _place(person, pose, facing + bearing, np.array([across, -distance]))
-    others = _bystanders(figure, rng) if rng.random() < 0.1 else []
+    others = _bystanders(figure, rng) if rng.random() < 0.1 and not whole else []
 
     outline = _box(camera.project(figure.drawn)[0])
-    region, size = _crop(outline, size, camera.margin, rng)
+    region, size = _crop(outline, size, camera.margin, rng, whole)
     zoom = min(max(232 / size[1], 0.8), 1.6)  # small images are drawn larger, so that edges come out smooth
     canvas = _Canvas(camera, (round(size[0] * zoom), round(size[1] * zoom)), region)
     for other in [figure, *others]:
@@ -228,7 +230,7 @@ def render(
     canvas.figure(figure, PERSON)
     for other in others:
         canvas.figure(other, STRANGER)
-    if rng.random() < camera.clutter:
+    if rng.random() < camera.clutter and not whole:
         canvas.clutter(_moved(outline, canvas.to_crop), rng)
 
     points = np.concatenate([figure.body[body_model().landmarks], figure.joints[list(KEYPOINT_JOINTS)]])
@@ -265,13 +267,13 @@ def _bystanders(figure: _Figure, rng: np.random.Generator) -> list[_Figure]:
 
 
 def _crop(
-    box: np.ndarray, size: tuple[int, int] | None, margin: float, rng: np.random.Generator
+    box: np.ndarray, size: tuple[int, int] | None, margin: float, rng: np.random.Generator, whole: bool
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """The part of the frame a detector would cut out around `box` [4], and the size (width, height) of the
     image."""
     x, y, w, h = box
     left, right, top, bottom = np.abs(rng.normal(margin, 0.6 * margin, 4)) * h
-    if rng.random() < 0.08:  # the detector missed the feet or the head
+    if rng.random() < 0.08 and not whole:  # the detector missed the feet or the head
         if rng.random() < 0.7:
             bottom = -rng.uniform(0.05, 0.3) * h
         else:
