@@ -38,7 +38,8 @@ def read_mat(path: Path) -> dict[str, Any]:
     A numeric or logical array is an ndarray (rows, columns, ...) of the type it is stored in, which is the
     smallest that holds its values; text a string without the blanks at its end; a matrix of characters a list of
     strings, one a row; a cell array a list, column by column; a structure a dict, or a list of dicts where it is
-    not 1 x 1. XX
+    not 1 x 1. What is none of these (objects, functions, sparse and complex arrays, text in the code page of some
+    system) is None.
 
     Raises HapError, naming the file: it cannot be read, is no MATLAB 5 file, or is damaged.
     """
