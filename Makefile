@@ -6,7 +6,7 @@ DEVICE ?= cuda
 READY := $(VENV)/.ready
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ demo: $(READY)  ## what masked image modelling of people learns: drawn people, p
 
 demo-reid: $(READY)  ## re-identification of drawn people, from the shipped weights and from nothing (CPU, minutes)
 	$(BIN)/python scripts/demo_reid.py
+
+demo-attribute: $(READY)  ## attributes of drawn people, from the shipped weights and from nothing (CPU, minutes)
+	$(BIN)/python scripts/demo_attribute.py
 
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others
 	$(BIN)/python -m pytest $(ARGS)
@@ -40,5 +43,5 @@ gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started ag
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
 
-.PHONY: help install demo demo-reid test lint bench gpu clean
+.PHONY: help install demo demo-reid demo-attribute test lint bench gpu clean
 .DEFAULT_GOAL := help

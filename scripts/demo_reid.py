@@ -6,10 +6,9 @@ one gets without training. Each run's folder holds its record and pictures."""
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 import torch
-from demo_base import Demo
+from demo_base import Demo, colour_histogram
 from safetensors.torch import save_file
 
 from hap.data.base import decode_image
@@ -47,13 +46,6 @@ def main() -> None:
     queries = sum(record.is_query for record in records)
     demo.pictures += sorted((demo.out / "finetuned_drawn" / "pictures").glob("*.png"))
     demo.finish(f"{queries} queries, {len(records) - queries} gallery images, people not seen in training:")
-
-
-def colour_histogram(image: np.ndarray) -> np.ndarray:
-    """Square roots of the shares of 8 x 8 x 4 hues, saturations and values in each sixth of the height."""
-    parts = np.array_split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), 6)
-    bins = [cv2.calcHist([part], [0, 1, 2], None, [8, 8, 4], [0, 180, 0, 256, 0, 256]) for part in parts]
-    return np.sqrt(np.concatenate(bins).ravel() / image[..., 0].size)
 
 
 def score(records: list[ReidRecord], feature: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:

@@ -78,7 +78,7 @@ def test_misspelt_key_is_found_though_it_was_added(plus, key, message):
 
 
 def test_an_argument_of_the_trainer_can_be_added():
-    check_config(config("train", "experiment=pretrain_hap", "+trainer.gradient_clip_val=1"))
+    check_config(config("train", "experiment=pretrain_hap", "+trainer.detect_anomaly=1"))
 
 
 @pytest.mark.parametrize("override", ["masking.ratio=0.5", "+masking=random"])
@@ -175,7 +175,7 @@ def test_target_behind_a_resolver(resolver):
         ("data.rot=3", "did you mean 'data.root'?"),
         ("epochs=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("trainer=gpuu", "there is no trainer=gpuu; did you mean 'gpu'?"),
-        ("trainer.gradient_clip_val=1", "+trainer.gradient_clip_val=VALUE sets it"),
+        ("trainer.detect_anomaly=1", "+trainer.detect_anomaly=VALUE sets it"),
         ("name=a=b", "quote the value: \"name='a=b'\""),
     ],
 )

@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 
 from hap.data.base import decode_image
 from hap.data.reid import identity_in_name, read_market1501
-from hap.data.transforms import resize_bicubic
+from hap.data.transforms import BICUBIC, resize
 from hap.errors import HapError
 from hap.metrics.ranking import evaluate_ranking
 from hap.metrics.retrieval import RetrievalMetric
@@ -191,7 +191,7 @@ def test_a_pretrained_encoder_is_scored_as_it_is(market, pretrained, tmp_path, c
     encoder = ViT((64, 32), 16, 32, 2, 4).eval()
     load_weights(encoder, weights)
     records = read_market1501(market)["test"]
-    images = np.stack([resize_bicubic(decode_image(r.encoded()), (64, 32)) for r in records])
+    images = np.stack([resize(decode_image(r.encoded()), (64, 32), BICUBIC) for r in records])
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = torch.from_numpy((images / 255 - mean) / std).permute(0, 3, 1, 2).float()
     with torch.no_grad():

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lightning as L
 import numpy as np
 import rich
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import default_collate
 
 from hap.flops import device_peak
+from hap.plots import write_picture
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,8 @@ class Pictures(L.Callback):
 
     @rank_zero_only
     def on_test_end(self, trainer: Any, task: Any) -> None:
-        for name, picture in task.report(Path(trainer.default_root_dir)).items():
+        dataset = trainer.test_dataloaders.dataset
+        for name, picture in task.report(Path(trainer.default_root_dir), dataset).items():
             save_picture(trainer, name, picture)
 
     def draw(self, trainer: Any, task: Any) -> None:
@@ -173,8 +174,7 @@ def save_picture(trainer: Any, name: str, picture: np.ndarray) -> None:
     """Write an RGB picture (H, W, 3) uint8 to the run folder and hand it to the loggers."""
     file = f"{name}.png" if trainer.testing else f"{name}_step{trainer.global_step:07d}.png"
     path = Path(trainer.default_root_dir) / "pictures" / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    write_picture(path, picture)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")

@@ -94,7 +94,7 @@ class Root:
     weights: str | None = (
         None  # initialise the model: a file, or timm:NAME, hf:OWNER/REPO, https://..., drawn
     )
-    weights_source: str = "auto"  # hap, mae, timm, lightning
+    weights_source: str = "auto"  # hap, mae, timm, lightning, attributes
     weights_entry: str | None = None  # the file's entry to take, such as teacher
     weights_prefix: str = ""  # what the encoder's names in it begin with, such as "backbone."
     weights_grid: Any = None  # rows x columns of the file's positions, such as 24x8
@@ -103,6 +103,7 @@ class Root:
     zero_shot: bool = (
         False  # eval, predict: score an encoder from `weights` that was not trained for the task
     )
+    predictions: str | None = None  # eval: score this table of predictions instead of a model
     ckpt_path: str | None = None  # train: resume from it; eval, predict: load it whole
     resume: str | None = None  # "auto": go on from the newest intact checkpoint of run_dir
     compile: bool = False

@@ -1,6 +1,6 @@
 """Losses: plain modules, tensors in, one scalar out, always computed in float32.
 
-Legend: N images on this rank, D features.
+Legend: N images on this rank, D features, A attributes.
 """
 
 import torch
@@ -121,6 +121,36 @@ class SoftTripletLoss(nn.Module):
             positive = distance.masked_fill(~same, -torch.inf).max(dim=1).values
             negative = distance.masked_fill(same, torch.inf).min(dim=1).values
             return F.softplus(positive - negative).mean()
+
+
+class WeightedBCE(nn.Module):
+    """Binary cross-entropy of many attributes in which the rarer of yes and no weighs more (Li et al., ACPR 2015):
+    exp(1 - r) for yes and exp(r) for no, r the share of yes in training. A label below 0 is unknown and costs nothing.
+
+    Args:
+        weighted: by r; False weighs all alike.
+    """
+
+    def __init__(self, weighted: bool = True):
+        super().__init__()
+        self.weighted = weighted
+
+    def forward(self, logits: Tensor, labels: Tensor, ratio: Tensor) -> Tensor:
+        """Mean over the images of the sum over the attributes.
+
+        Args:
+            logits: (N, A).
+            labels: (N, A), 1 yes, 0 no, below 0 unknown.
+            ratio: (A,), r.
+        """
+        return self.per_image(logits, labels, ratio).mean()
+
+    def per_image(self, logits: Tensor, labels: Tensor, ratio: Tensor) -> Tensor:
+        """(N,), the loss of each image alone."""
+        weight = torch.where(labels > 0, (1 - ratio).exp(), ratio.exp()) if self.weighted else None
+        target = (labels > 0).float()
+        loss = F.binary_cross_entropy_with_logits(logits.float(), target, weight, reduction="none")
+        return (loss * (labels >= 0)).sum(dim=1)
 
 
 class _GatherRows(torch.autograd.Function):

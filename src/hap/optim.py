@@ -13,12 +13,13 @@ def parameter_groups(
     weight_decay: float,
     no_decay: frozenset[str] = frozenset(),
     layer_decay: float | None = None,
+    decay_all: bool = False,
 ) -> list[dict]:
     """Group the trainable parameters by (learning-rate scale, weight decay), in order of first appearance.
 
-    One-dimensional parameters (biases, norms) and those named in `no_decay` are not decayed. With `layer_decay`
-    the scale is layer_decay^(depth + 1 - id), by `model.layer_id(name)`: 0 for the embeddings, i + 1 for block
-    i, depth + 1 for whatever stands on top (BEiT's rule).
+    One-dimensional parameters (biases, norms) and those named in `no_decay` are decayed by `decay_all` only. With
+    `layer_decay` the scale is layer_decay^(depth + 1 - id), by `model.layer_id(name)`: 0 for the embeddings, i + 1
+    for block i, depth + 1 for whatever stands on top (BEiT's rule).
 
     Returns:
         dicts with `params`, `names`, `lr_scale`, `weight_decay`, as torch.optim takes them.
@@ -27,7 +28,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.ndim <= 1 or name in no_decay else weight_decay
+        decay = weight_decay if decay_all or not (parameter.ndim <= 1 or name in no_decay) else 0.0
         scale = 1.0 if layer_decay is None else layer_decay ** (len(model.blocks) + 1 - model.layer_id(name))
         group = groups.setdefault(
             (scale, decay), {"params": [], "names": [], "lr_scale": scale, "weight_decay": decay}
@@ -47,6 +48,8 @@ class Recipe:
         lr: the peak itself. Give one of the two.
         weight_decay, betas, eps: of AdamW.
         layer_decay: factor per layer from the top, None for none.
+        decay_all: decay biases, norms and position embeddings, too.
+        clip_norm: largest norm of the gradient of all parameters together; None does not clip.
     """
 
     epochs: int
@@ -57,6 +60,8 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     layer_decay: float | None = None
+    decay_all: bool = False
+    clip_norm: float | None = None
 
     def __post_init__(self):
         if (self.base_lr is None) == (self.lr is None):
@@ -87,13 +92,45 @@ class Recipe:
         """
         schedule_steps = schedule_steps or steps_per_epoch
         peak = self.peak_lr(total_batch_size)
-        groups = parameter_groups(model, self.weight_decay, no_decay, self.layer_decay)
+        groups = parameter_groups(model, self.weight_decay, no_decay, self.layer_decay, self.decay_all)
         for group in groups:
             group["lr"] = peak * group["lr_scale"]
             del group["names"]
-        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=True)
+        # The fused step of fp16 undoes the scale of the gradients itself: too late for clipping.
+        fused = self.clip_norm is None
+        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=fused)
 
         def factor(step: int) -> float:
             return self.factor(step // steps_per_epoch + step % steps_per_epoch / schedule_steps)
 
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@dataclass(frozen=True)
+class EpochRecipe(Recipe):
+    """AdamW with a learning rate that is constant within an epoch: linear warm-up from `warmup_lr`, half-cosine to
+    `final_lr` over *all* epochs, so that the peak is never reached (the official code of attributes).
+
+    Args:
+        warmup_lr: of epoch 0.
+        final_lr: that the cosine would reach after the last epoch.
+    """
+
+    warmup_lr: float = 0.0
+    final_lr: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lr is None:
+            raise ValueError("give lr: the other learning rates are absolute, too")
+
+    def factor(self, epoch: float) -> float:
+        assert self.lr is not None
+        epoch = math.floor(epoch)
+        if epoch < self.warmup_epochs:
+            lr = self.warmup_lr + epoch * (self.lr - self.warmup_lr) / self.warmup_epochs
+        else:
+            lr = self.final_lr + 0.5 * (self.lr - self.final_lr) * (
+                1 + math.cos(math.pi * epoch / self.epochs)
+            )
+        return lr / self.lr

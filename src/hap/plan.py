@@ -27,6 +27,8 @@ _INSTEAD: dict[str, tuple[Any, str]] = {
     ),
     "min_epochs": (None, "set epochs"),
     "min_steps": (None, "set epochs"),
+    "gradient_clip_val": (None, "set task.recipe.clip_norm"),
+    "gradient_clip_algorithm": (None, "task.recipe.clip_norm clips the norm"),
     "max_time": (None, "`timeout 2h hap train ...` saves before it stops, and resume=auto goes on"),
     "fast_dev_run": (False, "debug=fast tries two steps"),
     "reload_dataloaders_every_n_epochs": (0, "each epoch has an order of its own without"),

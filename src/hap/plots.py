@@ -1,6 +1,7 @@
 """Arrays in, pictures out: RGB uint8 (H, W, 3). Callbacks and programs decide when and where."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -101,13 +102,24 @@ def tile_rows(rows: Sequence[Sequence[Tile]], border: int = 5, gap: int = 6) -> 
     return canvas
 
 
-def cmc_curve(cmc: np.ndarray, title: str) -> np.ndarray:
-    """Share of the queries (R,), in [0, 1], with a match within the first 1, 2, ..., R entries."""
+def curves(
+    x: np.ndarray, values: Mapping[str, np.ndarray], xlabel: str, ylabel: str, title: str = ""
+) -> np.ndarray:
+    """Shares (R,), from 0 to 1, over x (R,), drawn in per cent."""
     figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot(title=title, xlabel="rank", ylabel="queries with a match (%)")
-    axes.plot(np.arange(1, len(cmc) + 1), 100 * cmc)
-    axes.set(xlim=(1, max(2, len(cmc))), ylim=(0, 101))
+    axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
+    for name, y in values.items():
+        axes.plot(x, 100 * y, label=name)
+    axes.set(xlim=(x[0], max(x[0] + 1e-9, x[-1])), ylim=(0, 101))
     axes.grid(alpha=0.3)
+    if len(values) > 1:
+        axes.legend()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """RGB (H, W, 3) uint8, into a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))

@@ -25,7 +25,9 @@ class SweepTable(Callback):
         rows = []
         for overrides, folder in self.jobs:
             file = folder / "results.json"
-            rows.append((overrides, json.loads(file.read_text()) if file.exists() else {}))
+            results = json.loads(file.read_text()) if file.exists() else {}
+            results.pop("protocol", None)
+            rows.append((overrides, results))
         if not any(results for _, results in rows):
             return
         common = set.intersection(*(set(overrides) for overrides, _ in rows)) if len(rows) > 1 else set()

@@ -28,6 +28,7 @@ from hap.description import check_same, checked, describe_run
 from hap.errors import HapError
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
 from hap.plan import check_numbers, plan_batches
+from hap.plots import write_picture
 from hap.ranks import Ranks
 from hap.run_folder import cannot_write, hold
 from hap.tasks.base import Task
@@ -66,6 +67,8 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     trainer = build_trainer(cfg, run_dir)
     datamodule: DataModule = build(cfg.data, "data")
     datamodule.report_dir = run_dir
+    if cfg.predictions is not None:
+        return _score(cfg, datamodule, run_dir)
     checkpoint = read_checkpoint(ckpt_path) if stage != "train" and ckpt_path is not None else None
     labels: dict[str, list[str]] = {}
     if checkpoint is not None and ckpt_path is not None:
@@ -102,6 +105,9 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         datamodule.splits = {"predict": read_images(folders)}
     if checkpoint is not None and ckpt_path is not None:
         _load_whole(task, ckpt_path, checkpoint)
+    if stage == "eval" and labels:
+        datamodule.setup()
+        datamodule.splits = task.arranged(datamodule.splits, labels)
 
     _record(cfg, run_dir, report)
     start = time.perf_counter()
@@ -109,6 +115,8 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if stage == "train":
             trainer.fit(task, datamodule, ckpt_path=ckpt_path)
         elif stage == "eval":
+            if task.needs_validation:
+                trainer.validate(task, datamodule, verbose=False)
             trainer.test(task, datamodule, verbose=False)
         else:
             trainer.predict(task, datamodule, return_predictions=False)
@@ -120,7 +128,45 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         raise HapError(f"{cause or error}{go_on}") from error
     finally:
         wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
-    return _write_results(trainer, run_dir, time.perf_counter() - start, show=stage == "eval")
+    seconds = time.perf_counter() - start
+    results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        results |= getattr(callback, "best", {})
+    results |= {"steps": trainer.global_step, "seconds": round(seconds, 1)}
+    if trainer.is_global_zero:
+        _write_results(results, _protocol(stage, task, datamodule), run_dir, show=stage == "eval")
+    return results
+
+
+def _score(cfg: DictConfig, datamodule: DataModule, run_dir: Path) -> dict[str, float]:
+    """Evaluate a table of somebody's predictions on the test split, without a model."""
+    split = datamodule.test_split
+    labels = count_classes(cfg, datamodule)
+    _record(cfg, run_dir, None)
+    cfg.model.update(
+        embed_dim=8, depth=1, num_heads=1
+    )  # for the task to be built; nothing is computed with it
+    task: Task = build(cfg.task, "task")
+    task.labels = labels
+    start = time.perf_counter()
+    task.read_predictions(user_path(cfg.predictions), datamodule.records(split))
+    assert task.metric is not None
+    results = {f"test/{name}": value for name, value in task.metric.compute().items()}
+    for name, picture in task.report(run_dir, datamodule.dataset(split)).items():
+        write_picture(run_dir / "pictures" / f"{name}.png", picture)
+    results["seconds"] = round(time.perf_counter() - start, 1)
+    protocol = _protocol("eval", task, datamodule) | {"weights": f"none: {cfg.predictions}"}
+    _write_results(results, protocol, run_dir, show=True)
+    return results
+
+
+def _protocol(stage: Stage, task: Task, datamodule: DataModule) -> dict[str, Any]:
+    """How the scores were measured, where a task has any."""
+    if stage == "predict" or not (protocol := task.protocol()):
+        return {}
+    split = datamodule.test_split if stage == "eval" else datamodule.val_split
+    records = datamodule.records(split)
+    return {"split": split, "data": getattr(records, "protocol", str(datamodule.root)), **protocol}
 
 
 def kind_of_task(cfg: DictConfig) -> type[Task]:
@@ -214,6 +260,10 @@ def _check_stage(stage: Stage, cfg: DictConfig) -> None:
         raise HapError(
             f"resume={cfg.resume}: the only value is resume=auto; a certain checkpoint is ckpt_path=FILE"
         )
+    if cfg.predictions is not None:
+        if stage != "eval" or cfg.ckpt_path is not None or cfg.weights is not None:
+            raise HapError("predictions=FILE is for hap eval, in place of ckpt_path= and weights=")
+        return
     if stage != "train" and cfg.ckpt_path is None and cfg.weights is None:
         raise HapError(
             f"{stage} needs a model: ckpt_path=FILE for a checkpoint of this task, weights=FILE for an encoder"
@@ -331,12 +381,10 @@ def git_revision() -> str | None:
     return head.stdout.strip() + ("-dirty" if changed.returncode else "")
 
 
-def _write_results(trainer: L.Trainer, run_dir: Path, seconds: float, show: bool) -> dict[str, float]:
-    results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-    results |= {"steps": trainer.global_step, "seconds": round(seconds, 1)}
-    if trainer.is_global_zero:
-        (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-        if show:
-            log.info("\n".join(f"{name:>24}  {value:.4g}" for name, value in results.items()))
-        log.info("results in %s", run_dir)
-    return results
+def _write_results(results: dict[str, float], protocol: dict[str, Any], run_dir: Path, show: bool) -> None:
+    content = results | ({"protocol": protocol} if protocol else {})
+    (run_dir / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    if show:
+        lines = [f"{name:>24}  {value:.4g}" for name, value in results.items()]
+        log.info("\n".join(lines + [f"{name:>24}  {value}" for name, value in protocol.items()]))
+    log.info("results in %s", run_dir)

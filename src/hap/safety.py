@@ -35,6 +35,9 @@ class Checkpoints(L.Callback):
             always writes.
         keep: how many of the newest stay, damaged ones not counted; None keeps all. `last.ckpt` points to the
             newest.
+
+    Where validation has data of its own, `best.ckpt` is the epoch with the highest score by `Task.best_of`, the first
+    of equals. Where it is the test data there is no best: that would be chosen on the test.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Checkpoints(L.Callback):
         )
         self._saved_step = -1
         self._saved_at = time.monotonic()
+        self.best: dict[str, float] = {}  # for the results
         self._intact: set[Path] = set()  # written or verified by this process
         self._handlers: dict[int, Any] = {}
 
@@ -129,6 +133,25 @@ class Checkpoints(L.Callback):
                 self._save(trainer, task)
             self._leave(trainer, stop)
 
+    def on_validation_end(self, trainer: Any, task: Any) -> None:
+        """By now the scores of the validation are there."""
+        if self._position is None:
+            return
+        if task.learns_from_validation and self._saved_step == trainer.global_step:
+            self._save(trainer, task)
+        if task.best_of is None or trainer.datamodule.val_split == "test":
+            return
+        value = float(trainer.callback_metrics[f"val/{task.best_of}"])
+        if value > self.best.get(f"best_val/{task.best_of}", -1):
+            self.best = {f"best_val/{task.best_of}": value, "best_val/epoch": trainer.current_epoch}
+            self._write(trainer, _folder(trainer) / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+
     def _agree(self, trainer: Any, index: torch.Tensor, loss: torch.Tensor | None = None) -> tuple[int, bool]:
         """Exchange this step's flags and return those of the step before (of this one on a CPU): number of the
         signal or 0, whether it is time to save. Raises HapError where the loss was not finite."""
@@ -181,14 +204,17 @@ class Checkpoints(L.Callback):
                 f"weights are not finite after step {trainer.global_step}; no checkpoint of them is written"
             )
         path = _folder(trainer) / f"step-{trainer.global_step:09d}.ckpt"
-        # Trainer.save_checkpoint without the barrier at its end: after an exception the other ranks are not there.
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        trainer.strategy.save_checkpoint(checkpoint, path)
+        self._write(trainer, path)
         self._can_save, self._saved_step, self._saved_at = True, trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             self._intact.add(path)
             point_to_last(path.parent)
             self._prune(path.parent)
+
+    def _write(self, trainer: Any, path: Path) -> None:
+        """Trainer.save_checkpoint without the barrier at its end: after an exception the other ranks are not there."""
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        trainer.strategy.save_checkpoint(checkpoint, path)
 
     def on_save_checkpoint(self, trainer: Any, task: Any, checkpoint: dict[str, Any]) -> None:
         if self._position is not None:

@@ -295,6 +295,19 @@ class DataModule(L.LightningDataModule):
             raise HapError(f"the split {split!r} of {self.root} is empty")
         return self.splits[split]
 
+    @property
+    def test_split(self) -> str:
+        """What an evaluation is made on."""
+        self.setup()
+        return "test" if "test" in self.splits else "val"
+
+    @property
+    def val_split(self) -> str:
+        """What validation during training is made on, by its true name: data sets without a validation part have
+        the test part in its place."""
+        self.setup()
+        return "test" if self.splits.get("test") is self.splits.get("val") else "val"
+
     def dataset(self, split: str) -> Dataset:
         return Dataset(self.records(split), self.transforms.get(split) or self.transforms["val"], self.seed)
 
@@ -340,7 +353,7 @@ class DataModule(L.LightningDataModule):
         return self._loader("val", train=False)
 
     def test_dataloader(self) -> Loader:
-        return self._loader("test" if "test" in self.splits else "val", train=False)
+        return self._loader(self.test_split, train=False)
 
     def predict_dataloader(self) -> "PlainIterable":
         return PlainIterable(self._loader("predict", train=False))

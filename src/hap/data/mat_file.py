@@ -38,8 +38,7 @@ def read_mat(path: Path) -> dict[str, Any]:
     A numeric or logical array is an ndarray (rows, columns, ...) of the type it is stored in, which is the
     smallest that holds its values; text a string without the blanks at its end; a matrix of characters a list of
     strings, one a row; a cell array a list, column by column; a structure a dict, or a list of dicts where it is
-    not 1 x 1. What is none of these (objects, functions, sparse and complex arrays, text in the code page of some
-    system) is None.
+    not 1 x 1. What is none of these (objects, functions, sparse and complex arrays) is None.
 
     Raises HapError, naming the file: it cannot be read, is no MATLAB 5 file, or is damaged.
     """
@@ -166,21 +165,20 @@ class _Reader:
             raise HapError(f"{len(stored):,} numbers in an array of shape {shape}")
         return stored.astype(_NUMBERS[kind]).reshape(shape, order="F")
 
-    def text(self, data: memoryview, shape: tuple[int, ...]) -> str | list[str] | None:
+    def text(self, data: memoryview, shape: tuple[int, ...]) -> str | list[str]:
         if not math.prod(shape):
             return ""
         kind, content, _ = self.element(data, 0)
         if kind not in _TEXT:
             raise HapError(f"text of an unknown type ({kind})")
         ends = {"<": "-le", ">": "-be"}[self.order] if _TEXT[kind] != "utf-8" else ""
-        try:
-            text = str(content, f"{_TEXT[kind]}{ends}")
-        except UnicodeDecodeError:  # in the code page of some system
-            return None
+        text = str(content, f"{_TEXT[kind]}{ends}")
         rows = shape[0]
         if rows == 1:  # characters beyond 16 bits count twice in the shape
             return _stripped(text)
-        return [_stripped(text[row::rows]) for row in range(rows)] if len(text) == math.prod(shape) else None
+        if len(text) != math.prod(shape):
+            raise HapError(f"{len(text):,} characters in a matrix of shape {shape}")
+        return [_stripped(text[row::rows]) for row in range(rows)]
 
 
 def _stripped(text: str) -> str:

@@ -63,14 +63,7 @@ def _checked(shape: Any, dtype: Any, content: Any) -> np.dtype:
     kind, size = (list, 1) if dtype.dtype.hasobject else (bytes, dtype.dtype.itemsize)
     if type(content) is not kind or len(content) != math.prod(shape) * size or min(shape, default=0) < 0:
         raise HapError("it holds an array whose shape and content differ")
-    _check_text(dtype.dtype, content)
     return dtype.dtype
-
-
-def _check_text(dtype: np.dtype, content: Any) -> None:
-    """NumPy makes strings of any numbers; Python's break with those above 0x10FFFF. Raises UnicodeDecodeError."""
-    if dtype.kind == "U":
-        content.decode("utf-32-be" if dtype.str[0] == ">" else "utf-32-le", "surrogatepass")
 
 
 def _bytes_2(content: Any) -> Any:
@@ -245,7 +238,6 @@ def load_npy(source: Path | bytes) -> np.ndarray:
         if not dtype.hasobject:
             if len(body) != math.prod(shape) * dtype.itemsize:
                 raise ValueError(f"its header says {shape} of {dtype}, {len(body)} bytes follow")
-            _check_text(dtype, body)
             return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C").copy()
     except Exception as error:  # numpy parses the header as Python: a damaged one fails in many ways
         raise HapError(f"{where} is not a readable .npy file: {error!r}") from None

@@ -5,7 +5,7 @@ Images leave as uint8 (3, H, W); normalisation happens on the device, so a quart
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import albumentations as A
 import cv2
@@ -16,6 +16,8 @@ from PIL import Image
 # Of ImageNet, per channel, in pixel levels 0..255; what the images are normalised with.
 PIXEL_MEAN = 255 * np.array([0.485, 0.456, 0.406], np.float32)
 PIXEL_STD = 255 * np.array([0.229, 0.224, 0.225], np.float32)
+
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 
 Masking = Callable[[tuple[int, int], float, np.ndarray | None, np.random.Generator], np.ndarray]
 
@@ -108,11 +110,12 @@ def inside(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
     return (x >= 0) & (x < width) & (y >= 0) & (y < height)
 
 
-def resize_bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 -> (*size, 3) uint8 by Pillow's bicubic filter, antialiased when shrinking, as in other
-    ReID code. OpenCV's (and so albumentations') is another: 1.5 to 8 grey levels apart on average."""
+def resize(image: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
+    """(H, W, 3) uint8 -> (*size, 3) uint8 by Pillow's filter, antialiased when shrinking, as the official code of
+    ReID (bicubic) and attributes (bilinear). OpenCV's (and so albumentations') are others: the bicubic is 1.5 to 8
+    grey levels apart on average."""
     height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((width, height), resample))
 
 
 def erase(levels: np.ndarray, rng: np.random.Generator) -> None:
@@ -155,15 +158,15 @@ class ReidTrain:
     def __call__(
         self, image: np.ndarray, annotations: dict[str, Any], rng: np.random.Generator
     ) -> dict[str, Any]:
-        image, _ = self.augment(resize_bicubic(image, self.size), np.empty((0, 2)), rng)
+        image, _ = self.augment(resize(image, self.size, BICUBIC), np.empty((0, 2)), rng)
         levels = image.astype(np.int16)
         if rng.random() < self.erase_prob:
             erase(levels, rng)
         return {"image": to_tensor(levels), **annotations}
 
 
-class ReidEval:
-    """Resize and nothing else. Returns image (3, H, W) uint8; identity, camera (int), is_query (bool)."""
+class _Resize:
+    filter: ClassVar[Image.Resampling]
 
     def __init__(self, size: tuple[int, int]):
         self.size = size
@@ -171,4 +174,38 @@ class ReidEval:
     def __call__(
         self, image: np.ndarray, annotations: dict[str, Any], rng: np.random.Generator
     ) -> dict[str, Any]:
-        return {"image": to_tensor(resize_bicubic(image, self.size)), **annotations}
+        return {"image": to_tensor(resize(image, self.size, self.filter)), **annotations}
+
+
+class ReidEval(_Resize):
+    """Resize and nothing else. Returns image (3, H, W) uint8; identity, camera (int), is_query (bool)."""
+
+    filter = BICUBIC
+
+
+class AttributeTrain:
+    """Resize, shift by up to `padding` pixels over black, flip: no evaluated attribute names a side.
+
+    Args:
+        size: height, width.
+        padding: black border on each side before the random crop back to `size`.
+
+    Returns (per sample):
+        image (3, H, W) uint8; labels int8 (A,).
+    """
+
+    def __init__(self, size: tuple[int, int], padding: int = 10):
+        self.size = size
+        self.augment = Seeded(A.Pad(padding, fill=0), A.RandomCrop(*size), A.HorizontalFlip(p=0.5))
+
+    def __call__(
+        self, image: np.ndarray, annotations: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        image, _ = self.augment(resize(image, self.size, BILINEAR), np.empty((0, 2)), rng)
+        return {"image": to_tensor(image), **annotations}
+
+
+class AttributeEval(_Resize):
+    """Resize and nothing else. Returns image (3, H, W) uint8; labels int8 (A,)."""
+
+    filter = BILINEAR

@@ -80,7 +80,8 @@ def load_weights(
             `hap`: the official pre-training checkpoint;
             `mae`: MAE's, with or without decoder;
             `timm`: a plain state dict, .safetensors or .pth;
-            `lightning`: a checkpoint of this project.
+            `lightning`: a checkpoint of this project;
+            `attributes`: one that the official code fine-tuned for attributes.
             `auto` decides by the kind of container, never by the names of the parameters.
         entry: of a file of several state dicts the one to take, such as `teacher`; dots lead into dicts of dicts.
         prefix: what the encoder's names begin with, such as `backbone.`; names without it are left out.

@@ -1,6 +1,6 @@
-"""Models for person re-identification: an encoder with one or two branches.
+"""What stands on the encoder in the downstream tasks.
 
-Legend: N images, h x w grid of patches, D width of the encoder, C people of the training set.
+Legend: N images, h x w grid of patches, D width of the encoder, C people of the training set, A attributes.
 """
 
 from contextlib import nullcontext
@@ -83,6 +83,26 @@ class ReidLem(ViT):
             in_float32(features[1], self.conv_bn, self.conv_fc),
         ]
         return ReidOutput(features, logits)
+
+
+class AttributeViT(ViT):
+    """Plain ViT: the mean of the patch tokens after the final norm, a linear layer on it for all attributes.
+
+    The class token takes part in the attention and is left out of the mean. The head keeps PyTorch's initialisation,
+    as in the official code.
+
+    Args:
+        num_attributes: A.
+        encoder: arguments of `ViT`.
+    """
+
+    def __init__(self, *, num_attributes: int, **encoder: Any):
+        super().__init__(**encoder)
+        self.head = nn.Linear(self.embed_dim, num_attributes)
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """images: (N, 3, H, W), normalised. Returns logits (N, A), float32."""
+        return in_float32(self.forward_features(images)[:, 1:].mean(dim=1), self.head)
 
 
 def classifier(dim: int, num_classes: int) -> nn.Linear:

@@ -145,6 +145,17 @@ def _from_lightning(entries: Mapping[str, Any]) -> State:
     return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
 
 
+def _from_attributes(entries: Mapping[str, Any]) -> State:
+    """Fine-tuned for attributes by the official code. Its `state_dict_ema` holds no average, but the same again."""
+    names = {r"^module\.": "", r"^backbone\.": "", r"^classifier\.logits\.0\.": "head."}
+    state = {}
+    for name, value in _entry(entries, "state_dicts").items():
+        for pattern, ours in names.items():
+            name = re.sub(pattern, ours, name)
+        state[name] = value
+    return state
+
+
 def _entry(entries: Mapping[str, Any], key: str) -> State:
     """An entry that should be a state dict; empty if it is not there or is something else."""
     entry = entries.get(key)
@@ -156,6 +167,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any]], State]] = {
     "mae": _from_mae,
     "timm": _from_timm,
     "lightning": _from_lightning,
+    "attributes": _from_attributes,
 }
 
 
@@ -170,6 +182,8 @@ def _detect(file: WeightFile) -> tuple[str, str]:
         return "hap", "by its entries 'model' and 'arch'"
     if "model" in entries:
         return "mae", "by its entry 'model', without 'arch'"
+    if "state_dicts" in entries:
+        return "attributes", "by its entry 'state_dicts'"
     if "state_dict" in entries:
         return "timm", "by its entry 'state_dict'"
     if any(map(is_tensor, entries.values())):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from hap.data.base import Record
+from hap.data.base import Dataset, Record
 from hap.data.samplers import BatchPlan
 from hap.data.transforms import PIXEL_MEAN, PIXEL_STD
 from hap.errors import HapError
@@ -27,7 +27,8 @@ class Task(L.LightningModule):
     - `update_metrics(outputs, batch)`, when it has a metric
     - `predictions(outputs, batch) -> {name: tensor}`, a row for each image, for `hap predict` to write
     - `pictures(batch) -> {name: image}`
-    - `report(folder) -> {name: image}`, what a test leaves besides the scores
+    - `report(folder, dataset) -> {name: image}`, what a test leaves besides the scores
+    - `protocol() -> {name: text}`, how the scores were measured
 
     Args:
         model: the network.
@@ -48,6 +49,9 @@ class Task(L.LightningModule):
         str, Sequence[str]
     ] = {}  # names of the classes, in the order of outputs; set by the runner
     description: Mapping[str, Any] | None = None  # what a checkpoint says of itself; set by the runner
+    best_of: str | None = None  # the score by which the best epoch is kept, where validation is not the test
+    learns_from_validation = False  # whether a checkpoint has to be written again after it
+    needs_validation = False  # whether a test has to wait for what is learned there
     zero_shot = False  # whether to score an encoder that was not trained for the task
     no_decay: frozenset[str] = frozenset()  # parameters that are never decayed, besides one-dimensional ones
 
@@ -74,6 +78,14 @@ class Task(L.LightningModule):
         """Names of the classes, in the order of the model's outputs, from the training records."""
         return {}
 
+    @classmethod
+    def arranged(
+        cls, splits: Mapping[str, Any], labels: Mapping[str, Sequence[str]]
+    ) -> Mapping[str, Sequence[Any]]:
+        """The splits of a data set for a model with these classes, as a checkpoint names them. Raises HapError where
+        they do not go together."""
+        return splits
+
     def losses(self, outputs: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
@@ -90,12 +102,21 @@ class Task(L.LightningModule):
         arrays: dict[str, Any] = {name: value.float().numpy() for name, value in rows.items()}
         np.savez(folder / "predictions.npz", names=np.array([r.name for r in records]), **arrays)
 
+    def read_predictions(self, path: Path, records: Sequence[Record]) -> None:
+        """Hand somebody's predictions for the records, read from a file, to the metric."""
+        raise HapError("this task does not evaluate predictions=FILE; give ckpt_path=FILE of a model")
+
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Pictures of a small batch by name, RGB (H, W, 3) uint8."""
         return {}
 
-    def report(self, folder: Path) -> dict[str, np.ndarray]:
-        """After a test: write tables to the run folder, return pictures by name, RGB (H, W, 3) uint8."""
+    def report(self, folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
+        """After a test on the data set: write tables to the run folder, return pictures by name, RGB (H, W, 3)
+        uint8."""
+        return {}
+
+    def protocol(self) -> dict[str, Any]:
+        """What has to be known of the scores to compare them, for `results.json`."""
         return {}
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -113,6 +134,14 @@ class Task(L.LightningModule):
             {f"train/{k}": v.detach() for k, v in losses.items()}
         )  # prog_bar=True reads each at once
         return losses["loss"]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients, once they are unscaled and all passes of the step are in."""
+        if self.recipe.clip_norm is None:
+            return
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.log("train/grad_norm", norm)
+        self.log("train/clipped", (norm > self.recipe.clip_norm).float(), on_step=False, on_epoch=True)
 
     def _eval_step(self, batch: dict[str, torch.Tensor], stage: str) -> None:
         outputs = self(batch)

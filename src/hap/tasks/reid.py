@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from hap.errors import HapError, printable
 from hap.metrics.ranking import top_matches
 from hap.metrics.retrieval import RetrievalMetric
 from hap.models.heads import ReidLem, ReidOutput, ReidViT
-from hap.plots import OTHER, QUERY, SAME, UNKNOWN, Tile, cmc_curve, tile_rows
+from hap.plots import OTHER, QUERY, SAME, UNKNOWN, Tile, curves, tile_rows, write_picture
 from hap.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -143,13 +142,11 @@ class Reid(Task):
             mine = (asked == q).nonzero().squeeze(1)[:STRIP_LENGTH]
             frames = [frame(s, k) for s, k in zip(same[mine], known[mine], strict=True)]
             strips.append(strip(dataset, q, "", found[mine].tolist(), distance[mine].tolist(), frames))
-        picture = cv2.cvtColor(tile_rows(strips), cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(folder / "ranked_gallery.png"), picture)
+        write_picture(folder / "ranked_gallery.png", tile_rows(strips))
 
-    def _strips(self, split: str, best: bool = False) -> np.ndarray:
+    def _strips(self, dataset: Dataset, best: bool = False) -> np.ndarray:
         """The queries with the highest or the lowest average precision, and what they found."""
         lists = self.metric.ranked_lists(NUM_STRIPS, STRIP_LENGTH, best=best)
-        dataset = self.trainer.datamodule.dataset(split)  # type: ignore[attr-defined]
         strips = []
         for i, query in enumerate(lists.query.tolist()):
             count = int((lists.gallery[i] >= 0).sum())
@@ -160,19 +157,24 @@ class Reid(Task):
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """The queries of the last evaluation with the lowest average precision."""
-        return {"worst_queries": self._strips("val")} if self.metric.update_called else {}
+        dataset = self.trainer.datamodule.dataset("val")  # type: ignore[attr-defined]
+        return {"worst_queries": self._strips(dataset)} if self.metric.update_called else {}
 
-    def report(self, folder: Path) -> dict[str, np.ndarray]:
+    def protocol(self) -> dict[str, Any]:
+        return {"distance": self.metric.distance, "same_camera": "left out", "zero_shot": self.zero_shot}
+
+    def report(self, folder: Path, dataset: Dataset) -> dict[str, np.ndarray]:
         """`cmc.csv`, its curve, and the queries with the highest and the lowest average precision."""
         ranking = self.metric.ranking()
         cmc = ranking.cmc.numpy()
         table = np.column_stack([np.arange(1, len(cmc) + 1), cmc])
         np.savetxt(folder / "cmc.csv", table, ("%d", "%.6f"), delimiter=",", header="rank,share", comments="")
         title = f"mAP {ranking.mAP:.1%}, rank 1 {cmc[0]:.1%}, {ranking.num_valid:,} queries"
+        ranks = np.arange(1, len(cmc) + 1)
         return {
-            "cmc": cmc_curve(cmc, title),
-            "best_queries": self._strips("test", best=True),
-            "worst_queries": self._strips("test"),
+            "cmc": curves(ranks, {"CMC": cmc}, "rank", "queries with a match (%)", title),
+            "best_queries": self._strips(dataset, best=True),
+            "worst_queries": self._strips(dataset),
         }
 
     def on_train_start(self) -> None:
