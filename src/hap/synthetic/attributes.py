@@ -1,11 +1,10 @@
-"""Writers of pedestrian attribute data: PA-100K, with labels that are true of the drawing.
+"""Writers of pedestrian attribute data: PA-100K, RAP and PETA, with labels that are true of the drawing.
 
 Everybody is drawn whole, with nobody and nothing in front, so that what is labelled can be seen. The annotations are
-MATLAB 5 files with cells nested as in the published ones.
+MATLAB 5 files with structures and cells nested as in the published ones.
 """
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,68 +12,33 @@ import numpy as np
 from scipy.io import savemat
 
 from hap.errors import HapError
-from hap.synthetic.person import ATTRIBUTES, Person, identity, pick
-from hap.synthetic.pose import Pose, sample_pose
-from hap.synthetic.render import Rendering, render
+from hap.synthetic import labels
+from hap.synthetic.labels import UNTOLD, Shown
+from hap.synthetic.person import identity, pick
+from hap.synthetic.pose import sample_pose
+from hap.synthetic.render import render
 from hap.synthetic.scene import camera
 from hap.synthetic.writing import Run, save_image
 
 _ACTIVITIES = {"walking": 0.56, "standing": 0.22, "phoning": 0.07, "texting": 0.07, "carrying": 0.08}
 
-# The columns of PA-100K's file.
-_PA100K = (
-    "Female", "AgeOver60", "Age18-60", "AgeLess18", "Front", "Side", "Back", "Hat", "Glasses", "HandBag",
-    "ShoulderBag", "Backpack", "HoldObjectsInFront", "ShortSleeve", "LongSleeve", "UpperStride", "UpperLogo",
-    "UpperPlaid", "UpperSplice", "LowerStripe", "LowerPattern", "LongCoat", "Trousers", "Shorts", "Skirt&Dress",
-    "boots",
-)  # fmt: skip
 
-
-@dataclass(frozen=True)
-class _Shown:
-    """One image: who is drawn, how, and what came of it."""
-
-    person: Person
-    pose: Pose
-    drawn: Rendering
-
-    @property
-    def facing(self) -> tuple[float, float]:
-        """Where the chest points: cosine to the camera (1 faces it), sine to the right of the image."""
-        left, right = self.drawn.joints3d[16], self.drawn.joints3d[17]
-        across = (left - right)[[0, 2]] / np.hypot(*(left - right)[[0, 2]])
-        view = self.drawn.camera
-        sight = (-view.rotation.T @ view.translation - self.drawn.joints3d[0])[[0, 2]]
-        sight = sight / np.hypot(*sight)  # from the person to the camera, on the ground
-        ahead = np.array([-across[1], across[0]])  # left x up
-        return float(ahead @ sight), float(ahead[0] * sight[1] - ahead[1] * sight[0])
-
-    def pa100k(self) -> dict[str, bool]:
-        """The 26 attributes by name. A print is claimed where the chest can be seen, shorts where no coat covers
-        them."""
-        facts = dict(zip(ATTRIBUTES, self.drawn.attributes.tolist(), strict=True))
-        facts["UpperLogo"] &= self.facing[0] > 0.35 and not self.pose.holding
-        facts["Shorts"] &= not facts["LongCoat"]
-        return facts
-
-
-def _draw(seed: int, number: int, who: int, place: int, heights: tuple[int, int]) -> _Shown:
+def _draw(seed: int, number: int, who: int, place: int, heights: tuple[int, int]) -> Shown:
     """Image `number` of the data set: person `who`, seen by camera `place`; `heights`: least and greatest."""
     rng = np.random.default_rng([seed, 41, number])
     height = int(rng.integers(heights[0], heights[1] + 1))
     size = round(height * rng.uniform(0.42, 0.54)), height
     person = identity(seed, who)
     pose = sample_pose(rng, pick(rng, _ACTIVITIES, list(_ACTIVITIES.values())))
-    return _Shown(person, pose, render(person, pose, camera(seed, place), rng, size=size, whole=True))
+    return Shown(person, pose, render(person, pose, camera(seed, place), rng, size=size, whole=True))
 
 
 def _parts(num_images: int, shares: tuple[float, ...], most: int) -> list[int]:
-    """How many images each part holds. Raises HapError where one would be empty, or the layout has no room."""
+    """How many images each part holds. Raises HapError where one might be empty, or the layout has no room."""
+    if not 10 <= num_images <= most:
+        raise HapError(f"num_images is {num_images}: from 10 to {most} images are needed")
     parts = [round(share * num_images) for share in shares]
-    parts.append(num_images - sum(parts))
-    if min(parts) < 1 or num_images > most:
-        raise HapError(f"{num_images} images: from 10 to {most} are needed")
-    return parts
+    return [*parts, num_images - sum(parts)]
 
 
 def _cells(values: Any) -> np.ndarray:
@@ -92,25 +56,126 @@ def _save_mat(path: Path, variables: dict[str, Any]) -> None:
     path.write_bytes(header + file.getvalue()[len(header) :])
 
 
+def _row(facts: dict[str, bool], names: tuple[str, ...]) -> list[int]:
+    """Labels in the order of the names."""
+    return [int(name not in UNTOLD and facts[name]) for name in names]
+
+
+# Images are numbered from 0; a job is (folder of the images, seed, number).
+_Job = tuple[Path, int, int]
+
+
 def pa100k(out: Path, num_images: int, seed: int, run: Run) -> None:
     """PA-100K: `annotation.mat` and `data/000001.jpg` ...; the first 80 % of the images are for training, the next
     10 % for validation, the others for the test. Everyone is somebody else."""
     train, val, _ = _parts(num_images, (0.8, 0.1), 999_999)
     (out / "data").mkdir()
-    labels = np.array(run(_pa100k_image, [(out, seed, number) for number in range(num_images)]), np.uint8)
+    rows = np.array(run(_pa100k_image, [(out / "data", seed, n) for n in range(num_images)]), np.uint8)
     names = [f"{number + 1:06d}.jpg" for number in range(num_images)]
     parts = {"train": slice(train), "val": slice(train, train + val), "test": slice(train + val, None)}
-    variables: dict[str, Any] = {"attributes": _cells(_PA100K)}
+    variables: dict[str, Any] = {"attributes": _cells(labels.PA100K)}
     for split, part in parts.items():
         variables[f"{split}_images_name"] = _cells(names[part])
-        variables[f"{split}_label"] = labels[part]
+        variables[f"{split}_label"] = rows[part]
     _save_mat(out / "annotation.mat", variables)
 
 
-def _pa100k_image(job: tuple[Path, int, int]) -> list[bool]:
+def _pa100k_image(job: _Job) -> list[int]:
     """Draws one image; returns its labels."""
-    out, seed, number = job
-    shown = _draw(seed, number, number, number % 24, (150, 200))
-    save_image(out / "data" / f"{number + 1:06d}.jpg", shown.drawn.image, camera(seed, number % 24).quality)
-    facts = shown.pa100k()
-    return [facts[name] for name in _PA100K]
+    folder, seed, number = job
+    place = number % 24
+    shown = _draw(seed, number, number, place, (150, 200))
+    save_image(folder / f"{number + 1:06d}.jpg", shown.drawn.image, camera(seed, place).quality)
+    return _row(labels.pa100k(shown), labels.PA100K)
+
+
+# Of eight images in a row, the first three show one person, the next two another: random parts of them share people.
+_SHOWN_AGAIN = (0, 0, 0, 1, 1, 2, 3, 4)
+
+
+def _who(number: int) -> int:
+    """The person in an image."""
+    return number // 8 * 5 + _SHOWN_AGAIN[number % 8]
+
+
+def _partitions(num_images: int, seed: int, shares: tuple[float, ...]) -> list[list[np.ndarray]]:
+    """Five times: images from 1, shuffled and dealt out, uint16."""
+    ends = np.cumsum(_parts(num_images, shares, 65_535))[:-1]
+    orders = (np.random.default_rng([seed, 43, k]).permutation(num_images) for k in range(5))
+    return [np.split((order + 1).astype(np.uint16), ends) for order in orders]
+
+
+def rap(out: Path, num_images: int, seed: int, run: Run) -> None:
+    """RAP: `RAP_annotation/RAP_annotation.mat` and `RAP_dataset/CAM..._line1.png`, 23 cameras, five partitions with
+    80 % of the images in trainval. `identity` numbers the people who are seen more than once, -1 is everybody else;
+    `attribute_chinese` and `attribute_exp` hold the English names. Female is 2, unsure, for the smallest who have short
+    hair and are seen from behind."""
+    partitions = _partitions(num_images, seed, (0.8,))
+    (out / "RAP_dataset").mkdir()
+    (out / "RAP_annotation").mkdir()
+    drawn = run(_rap_image, [(out / "RAP_dataset", seed, n) for n in range(num_images)])
+    names, rows, boxes = zip(*drawn, strict=True)
+    who = [_who(number) for number in range(num_images)]
+    _, where, count = np.unique(who, return_inverse=True, return_counts=True)
+    numbers = np.where(count > 1, np.cumsum(count > 1), -1)
+    known = 1 + np.arange((count > 1).sum(), dtype=np.int16)
+    annotation = {
+        "partion": _cells([{"train_index": t[None], "test_index": e[None]} for t, e in partitions]),
+        "label": np.array(rows, np.int32),
+        "attribute_chinese": _cells(labels.RAP),
+        "attribute_eng": _cells(labels.RAP),
+        "position": np.array(boxes, np.int32),
+        "imagesname": _cells(names),
+        "attribute_exp": _cells(labels.RAP[:51]),
+        "identity": numbers[where].astype(np.int16)[:, None],
+        "reid_partion": {"train_identity": known[0::2][None], "test_identity": known[1::2][None]},
+    }
+    _save_mat(out / "RAP_annotation" / "RAP_annotation.mat", {"RAP_annotation": annotation})
+
+
+def _rap_image(job: _Job) -> tuple[str, list[int], list[int]]:
+    """Draws one image; returns its name, its labels (92) and four boxes (16)."""
+    folder, seed, number = job
+    who, place = _who(number), 7 * number % 23
+    shown = _draw(seed, number, who, place, (160, 220))
+    day, hour = 1 + number // 7 % 28, 8 + number % 12
+    date = f"201403{day:02d}{hour:02d}"
+    name = (
+        f"CAM{place + 1:02d}_2014-03-{day:02d}_{date}0000-{date}5959_tarid{who}_frame{100 + number}_line1.png"
+    )
+    save_image(folder / name, shown.drawn.image)
+    row = _row(labels.rap(shown), labels.RAP)
+    height = len(shown.drawn.image)
+    if height < 165 and shown.view == "Back" and shown.person.hair == "short":
+        row[0] = 2
+    x, y, w, h = shown.drawn.box.round().astype(int).tolist()
+    neck, waist = (round(float(shown.drawn.keypoints[k : k + 2, 1].mean())) for k in (5, 11))
+    boxes = [x, y, w, h, x, y, w, neck - y, x, neck, w, waist - neck, x, waist, w, y + h - waist]
+    return name, row, boxes
+
+
+def peta(out: Path, num_images: int, seed: int, run: Run) -> None:
+    """PETA: `PETA.mat` and `images/00001.png` ..., ten sources (one camera each), five partitions into 50 % train,
+    10 % val, 40 % test."""
+    partitions = _partitions(num_images, seed, (0.5, 0.1))
+    (out / "images").mkdir()
+    rows = np.array(run(_peta_image, [(out / "images", seed, n) for n in range(num_images)]))
+    number, who = np.arange(num_images), np.array([_who(n) for n in range(num_images)])
+    about = np.stack([number + 1, who + 1, who % 10 + 1, number + 1], 1)
+    splits = [dict(zip(("train", "val", "test"), [p[:, None] for p in k], strict=True)) for k in partitions]
+    annotation = {
+        "data": np.concatenate([about, rows], 1).astype(np.uint16),
+        "attribute": _cells(labels.PETA),
+        "selected_attribute": np.arange(5, 40, dtype=np.uint8)[None],  # columns of `data`, from 1
+        "partion_attribute": _cells(splits),
+    }
+    _save_mat(out / "PETA.mat", {"peta": annotation})
+
+
+def _peta_image(job: _Job) -> list[int]:
+    """Draws one image; returns its labels (105)."""
+    folder, seed, number = job
+    who = _who(number)
+    shown = _draw(seed, number, who, who % 10, (120, 180))
+    save_image(folder / f"{number + 1:05d}.png", shown.drawn.image)
+    return _row(labels.peta(shown), labels.PETA)

@@ -28,7 +28,7 @@ from filelock import FileLock
 from hap.errors import HapError
 from hap.processes import end_with_parent, held_back
 from hap.progress import progress
-from hap.synthetic.attributes import pa100k
+from hap.synthetic.attributes import pa100k, peta, rap
 from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
 from hap.synthetic.render import Rendering, render
@@ -378,4 +378,6 @@ WRITERS: dict[str, Callable[..., None]] = {
     "msmt17": msmt17,
     "msmt17_boxes": msmt17_boxes,
     "pa100k": pa100k,
+    "rap": rap,
+    "peta": peta,
 }
