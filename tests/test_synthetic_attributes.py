@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.io import loadmat
 
-from hap.data.mat_file import read_mat
+from hap.data.attribute import read_pa100k, read_peta, read_rap
 from hap.errors import HapError
 from hap.synthetic import synthesize
 from hap.synthetic.labels import UNTOLD
@@ -125,18 +125,13 @@ def test_pa100k_is_nested_as_published(root):
         assert 60 <= width <= 110
 
 
-def test_the_reader_of_annotations_reads_it(root):
-    mat = read_mat(drawn(root, "pa100k") / "annotation.mat")
-    assert mat["attributes"] == PA100K
-    assert mat["val_images_name"] == [f"{i:06d}.jpg" for i in range(49, 55)]
-    assert mat["test_label"].shape == (6, 26)
-    mat = read_mat(drawn(root, "rap") / "RAP_annotation" / "RAP_annotation.mat")["RAP_annotation"]
-    assert mat["attribute_eng"] == RAP
-    assert mat["label"].shape == (N, 92)
-    assert mat["partion"][4]["test_index"].shape == (1, 12)
-    mat = read_mat(drawn(root, "peta") / "PETA.mat")["peta"]
-    assert mat["attribute"] == PETA
-    assert mat["partion_attribute"][4]["val"].shape == (6, 1)
+def test_the_readers_read_it(root):
+    readers = {"pa100k": (read_pa100k, 54, PA100K), "rap": (read_rap, 48, RAP), "peta": (read_peta, 36, PETA)}
+    for dataset, (read, count, attributes) in readers.items():
+        splits = read(drawn(root, dataset), attributes="all")
+        assert set(splits["train"].attributes) == set(attributes)
+        assert len(splits["train"]) == count
+        assert cv2.imdecode(np.frombuffer(splits["test"][0].encoded(), np.uint8), 1).shape[0] >= 120
 
 
 def test_pa100k_labels_exclude_each_other_as_published(root):
