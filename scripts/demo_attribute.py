@@ -1,8 +1,8 @@
 """`make demo-attribute`: does pre-training help to tell what people look like? On drawn people and a CPU, in minutes.
 
-The weights that come with hap (`weights=drawn`) are fine-tuned to PA-100K's 26 attributes on drawn people whom they have
-never seen. So is the same encoder from nothing, with the same seed, steps and settings. The first rows of the table
-say how far one gets without a network. Each run's folder holds its record and pictures."""
+The weights that come with hap (`weights=drawn`) are fine-tuned to PA-100K's 26 attributes on drawn people whom they
+have never seen. So is the same encoder from nothing, with the same seed, steps and settings. The first rows of the
+table say how far one gets without a network. Each run's folder holds its record and pictures."""
 
 import numpy as np
 import torch

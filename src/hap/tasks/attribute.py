@@ -25,7 +25,7 @@ from hap.metrics.attributes import (
 )
 from hap.models.heads import AttributeViT
 from hap.plots import curves, write_picture
-from hap.tasks.attribute_table import read_answers, write_answers
+from hap.tasks.attribute_answers import read_answers, write_answers
 from hap.tasks.base import Task
 
 log = logging.getLogger(__name__)
