@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.io
+from conftest import config
 
+from hap.config import check_config
 from hap.data.attribute import (
     UNKNOWN,
     AttributeRecords,
@@ -813,6 +815,28 @@ def test_rap_zero_shot_has_images_of_v2_and_no_label_2(tmp_path):
         read_rap(tmp_path, split="zero_shot", attributes="color")
 
 
+@pytest.mark.parametrize(("dataset", "read"), [("peta", read_peta), ("rap", read_rap)])
+def test_zero_shot_of_drawn_people(drawn, dataset, read):
+    root = drawn(dataset, 60)
+    splits = read(root, split="zero_shot", train_on="train")
+    assert [len(splits[split]) for split in ("train", "val", "test")] == [37, 11, 12]
+    random = read(root)
+    assert set(splits["test"].attributes) == set(random["test"].attributes)
+    labels = {
+        name: row for half in random.values() for name, row in zip(half.names, half.labels, strict=True)
+    }
+    for half in splits.values():  # the same pictures, labelled alike, in another order of columns
+        columns = [random["test"].attributes.index(name) for name in half.attributes]
+        assert all(
+            np.array_equal(labels[n][columns], row) for n, row in zip(half.names, half.labels, strict=True)
+        )
+
+
+@pytest.mark.parametrize("data", ["pa100k", "rap", "peta", "rap_zs", "peta_zs", "prepared"])
+def test_configurations_fit(data):
+    check_config(config("train", "experiment=attribute_pa100k", f"data={data}"))
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_split_by_person_shares_nobody(tmp_path, seed):
     people = np.random.default_rng(2).integers(1, 80, 400)
@@ -827,8 +851,8 @@ def test_split_by_person_shares_nobody(tmp_path, seed):
     again = read_peta(root, split="by_person", split_seed=seed)
     assert again["train"].names == splits["train"].names + splits["val"].names
     assert again["train"].protocol == (
-        f"PETA split by person (our own, seed {seed}; not the published zero-shot split), trainval/test, "
-        "35 attributes (eval)"
+        f"PETA by person (our own split, seed {seed}), trainval/test, 35 attributes (eval), "
+        "not the published zero-shot split"
     )
     other = read_peta(root, split="by_person", split_seed=seed + 1, train_on="train")
     assert other["test"].names != splits["test"].names

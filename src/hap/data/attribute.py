@@ -310,7 +310,10 @@ def _read(
         title += f" zero-shot ({ZERO_SHOT})"
     else:
         annotation = split_by_person(annotation, split_seed)
-        title += f" split by person (our own, seed {split_seed}; not the published zero-shot split)"
+        title, note = (
+            f"{title} by person (our own split, seed {split_seed})",
+            ", not the published zero-shot split",
+        )
     return _splits(annotation, root, dataset.images, title, train_on, attributes, partition, unsure, note)
 
 

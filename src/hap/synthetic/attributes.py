@@ -5,6 +5,8 @@ MATLAB 5 files with structures and cells nested as in the published ones.
 """
 
 import io
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,23 @@ def _partitions(num_images: int, seed: int, shares: tuple[float, ...]) -> list[l
     return [np.split((order + 1).astype(np.uint16), ends) for order in orders]
 
 
+def _save_zero_shot(
+    out: Path, names: Sequence[str], rows: np.ndarray, attributes: Sequence[str], evaluated: int
+) -> None:
+    """`dataset_zs_run0.pkl`: one split into about 60, 20 and 20 % of the images, nobody in two parts."""
+    who = np.array([_who(number) for number in range(len(names))])
+    ends = [int(np.searchsorted(who, who[round(share * len(who)) - 1], "right")) for share in (0.6, 0.8)]
+    train, val, test = np.split(np.arange(len(who)), ends)
+    content = {
+        "image_name": list(names),
+        "label": rows,
+        "attr_name": list(attributes),
+        "label_idx": {"eval": list(range(evaluated))},
+        "partition": {"train": train, "val": val, "trainval": np.concatenate([train, val]), "test": test},
+    }
+    (out / "dataset_zs_run0.pkl").write_bytes(pickle.dumps(content, protocol=4))
+
+
 def rap(out: Path, num_images: int, seed: int, run: Run) -> None:
     """RAP: `RAP_annotation/RAP_annotation.mat` and `RAP_dataset/CAM..._line1.png`, 23 cameras, five partitions with
     80 % of the images in trainval. `identity` numbers the people who are seen more than once, -1 is everybody else;
@@ -131,6 +150,7 @@ def rap(out: Path, num_images: int, seed: int, run: Run) -> None:
         "reid_partion": {"train_identity": known[0::2][None], "test_identity": known[1::2][None]},
     }
     _save_mat(out / "RAP_annotation" / "RAP_annotation.mat", {"RAP_annotation": annotation})
+    _save_zero_shot(out, names, np.array(rows, np.int32), labels.RAP, 51)
 
 
 def _rap_image(job: _Job) -> tuple[str, list[int], list[int]]:
@@ -170,6 +190,8 @@ def peta(out: Path, num_images: int, seed: int, run: Run) -> None:
         "partion_attribute": _cells(splits),
     }
     _save_mat(out / "PETA.mat", {"peta": annotation})
+    names = [f"{n + 1:05d}.png" for n in range(num_images)]
+    _save_zero_shot(out, names, annotation["data"][:, about.shape[1] :], labels.PETA, 35)
 
 
 def _peta_image(job: _Job) -> list[int]:
