@@ -255,9 +255,12 @@ class Attribute(Task):
 
 
 def _sheet(images: Sequence[np.ndarray], answers: Sequence[Sequence[Answer]]) -> np.ndarray:
-    """What each person is said to have, the surest first."""
-    said = [sorted((a for a in person if a.yes), key=lambda a: -a.probability) for person in answers]
-    return contact_sheet(images, [[f"{a} (wrong)" if a.wrong else str(a) for a in person] for person in said])
+    """What is said wrongly of each person, and what each is said to have, the surest first."""
+    said = [
+        sorted((a for a in person if a.yes or a.wrong), key=lambda a: (not a.wrong, -a.probability))
+        for person in answers
+    ]
+    return contact_sheet(images, said)
 
 
 def share_of_yes(labels: np.ndarray) -> np.ndarray:
