@@ -183,8 +183,11 @@ def read_file(path: str | Path, limit: int = MAX_BYTES) -> bytes:
         return file.read()
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, errors: str = "strict") -> str:
     """A text file in UTF-8, or UTF-16 with its mark, as spreadsheets and PowerShell write it; lines end in "\\n".
+
+    Args:
+        errors: "surrogateescape" for names of files of any bytes.
 
     Raises HapError, naming the file, for another encoding, or if it cannot be read.
     """
@@ -194,7 +197,7 @@ def read_text(path: Path) -> str:
         raise HapError(f"cannot read {path}: {error}") from None
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        text = data.decode(encoding)
+        text = data.decode(encoding, errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise HapError(f"{path}, line {line}, is not {encoding} text: save the file in UTF-8") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hap.data.files import read_text
-from hap.errors import HapError
+from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
 
@@ -28,17 +28,18 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
-def read_table(path: Path, required: Sequence[str] = ()) -> Table:
+def read_table(path: Path, required: Sequence[str] = (), errors: str = "strict") -> Table:
     """A table with a line of names. Fields are separated by what separates the names: `,`, `;` or tabs. Empty lines,
     and columns that are empty from the name down, are left out; cells that a line lacks are empty.
 
     Args:
         required: columns that must be there.
+        errors: see `read_text`.
 
     Raises:
         HapError: a column is missing, nameless or there twice, or the file is no table.
     """
-    text = read_text(path)
+    text = read_text(path, errors)
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
     if separator != ",":
@@ -63,7 +64,8 @@ def read_table(path: Path, required: Sequence[str] = ()) -> Table:
     if missing := [name for name in required if name not in names]:
         problems.append(f"no column {', '.join(missing)}")
     if problems:
-        raise HapError(f"{path}: {'; '.join(problems)}; the first line has {', '.join(filter(None, names))}")
+        shown = printable(", ".join(filter(None, names)))
+        raise HapError(f"{path}: {'; '.join(problems)}; the first line has {shown}")
     return Table(
         names,
         [

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from hap.data.tables import read_table
 from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
+
+OTHERS = ("image", "frame", "seconds", "positive")  # columns that are no attributes
 
 
 def write_answers(
@@ -27,62 +29,113 @@ def write_answers(
         threshold: one, or (A,).
     """
     yes = probability > np.float32(threshold)
-    video = [column for column in ("frame", "seconds") if any(hasattr(r, column) for r in records)]
+    video = [c for c in ("frame", "seconds") if any(getattr(r, c, None) is not None for r in records)]
     # Names as the file system has them, also those that are not UTF-8.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *video, *attributes, "positive"])
         for record, row, said in zip(records, probability, yes, strict=True):
-            where = [getattr(record, column, "") for column in video]
+            where = [getattr(record, column, None) for column in video]
             positive = ";".join(name for name, is_so in zip(attributes, said, strict=True) if is_so)
             writer.writerow([record.name, *where, *map(str, row), positive])  # all digits of a float32
 
 
 def read_answers(path: Path, images: Sequence[str], attributes: Sequence[str]) -> np.ndarray:
-    """Probabilities for these images, float32 (N, A), from a table as above; its columns are found by name.
+    """Probabilities for these images, float32 (N, A), from a table as above, or as spreadsheets export it; its columns
+    are found by name. Decimal commas are read.
 
-    An image is found by its name in the data set, or by that of its file where no other has it. Other images and
-    columns are left out.
+    An image is found by its path below the data set's folder, with which that in the table may end
+    (`/data/pa100k/data/090001.jpg`); else by the name of the file, where one image and one row alone have it. Other
+    images and columns are left out, and it is said.
 
     Raises:
-        HapError: an attribute or an image is missing or there twice, or a value is no probability; names the lines.
+        HapError: an attribute or an image is missing, an image is there twice, or a value is no probability; all
+            mistakes, with their lines.
     """
     if not path.is_file():
         raise HapError(f"table not found: {path} (predictions=FILE)")
-    numbers = {name: i for i, name in enumerate(images)}
-    files = Counter(name.rpartition("/")[2] for name in images)
-    by_file = {name.rpartition("/")[2]: i for name, i in numbers.items()}
-    found = np.full((len(images), len(attributes)), np.nan, np.float32)
-    lines: dict[int, int] = {}
-    errors, others = [], 0
-    for line, cells, too_long in read_table(path, ("image", *attributes)).rows:
-        image = cells["image"]
-        file = image.replace("\\", "/").rpartition("/")[2]
-        number = numbers.get(image, by_file.get(file) if files[file] == 1 else None)
-        if number is None:
-            others += 1
+    columns, rows = read_table(path, ("image", *attributes), errors="surrogateescape")
+    names, listed = [_path(name) for name in images], [_path(row.cells["image"]) for row in rows]
+    found = _rows_of(names, listed)
+    answers = np.zeros((len(images), len(attributes)), np.float32)
+    errors = [(row.line, "no image") for row, parts in zip(rows, listed, strict=True) if not parts]
+    missing, elsewhere = [], []
+    for number, matches in enumerate(found):
+        name = printable(images[number])
+        if not matches:
+            missing.append(name)
             continue
-        wrong = [name for name in attributes if not _is_probability(cells[name])]
-        if too_long:
-            errors.append(f"line {line}: more fields than the first line")
-        elif number in lines:
-            errors.append(f"line {line}: {image!r} is in line {lines[number]} already")
-        elif wrong:
-            errors.append(f"line {line}: {wrong[0]} is {cells[wrong[0]]!r}, which is no probability")
+        row, *again = (rows[match] for match in matches)
+        errors += [(r.line, f"the image of line {row.line} again, {name}") for r in again]
+        values = [_probability(row.cells[attribute]) for attribute in attributes]
+        if row.too_long:
+            errors.append((row.line, "more fields than the first line"))
+        elif wrong := [a for a, value in zip(attributes, values, strict=True) if value is None]:
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            cell = row.cells[wrong[0]]
+            errors.append((row.line, f"{wrong[0]} is {cell!r}, no probability from 0 to 1{more}"))
         else:
-            found[number] = [float(cells[name]) for name in attributes]
-        lines.setdefault(number, line)
-    if missing := [printable(name) for name in images if numbers[name] not in lines]:
-        errors.append(f"{len(missing):,} of {len(images):,} images are missing, the first is {missing[0]}")
-    if errors:
-        raise HapError(f"{path} has {len(errors)} mistakes{first_lines(errors)}")
-    if others:
-        log.warning("%s: %d rows of images that are not in the split are left out", path, others)
+            answers[number] = values
+        if not _same_end(listed[matches[0]], names[number]):
+            elsewhere.append(f"{name}: {printable(row.cells['image'])}")
+    problems = [f"line {line}: {problem}" for line, problem in sorted(errors)]
+    if missing:
+        problems.append(f"{len(missing):,} of {len(images):,} images are missing, {missing[0]} is the first")
+    if problems:
+        raise HapError(f"{path} has {len(problems)} mistakes{first_lines(problems)}")
+    used = set().union(*found)
+    unused = [printable(row.cells["image"]) for number, row in enumerate(rows) if number not in used]
+    for reason, left in (
+        ("images found by the name of their file, in another folder", elsewhere),
+        ("images left out that are not in the split", unused),
+        ("columns left out that are no attributes", [c for c in columns if c not in (*attributes, *OTHERS)]),
+    ):
+        if left:
+            log.warning("%s: %s %s%s", path, f"{len(left):,}", reason, first_lines(left, 3))
+    return answers
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """Its parts, the same for a name on disk and what a table makes of it."""
+    name = name.replace("\r\n", "\n").replace("\r", "\n").strip().replace("\\", "/")
+    return tuple(part for part in name.split("/") if part not in ("", "."))
+
+
+def _rows_of(images: Sequence[tuple[str, ...]], rows: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    """The rows that mean each image; none means two images."""
+    whole, ends = defaultdict(list), defaultdict(list)
+    for number, parts in enumerate(rows):
+        whole[parts].append(number)
+        for start in range(len(parts)):
+            ends[parts[start:]].append(number)
+    found: list[list[int]] = [[] for _ in images]
+    taken: set[int] = set()
+
+    def take(image: int, candidates: Sequence[int]) -> None:
+        if not found[image]:
+            found[image] = [number for number in candidates if number not in taken]
+            taken.update(found[image])
+
+    for image, parts in enumerate(images):
+        take(image, whole[parts])
+    for image in sorted(range(len(images)), key=lambda image: -len(images[image])):  # a/1.jpg before 1.jpg
+        take(image, ends[images[image]])
+    files = Counter(parts[-1] for parts in images)
+    for image, parts in enumerate(images):
+        candidates = ends[parts[-1:]]
+        if files[parts[-1]] == 1 and len({rows[number] for number in candidates}) == 1:
+            take(image, candidates)
     return found
 
 
-def _is_probability(text: str) -> bool:
+def _same_end(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    length = min(len(one), len(other))
+    return one[-length:] == other[-length:]
+
+
+def _probability(text: str) -> float | None:
     try:
-        return 0 <= float(text) <= 1
+        value = float(text.replace(",", ".").replace("_", " "))  # 0_1 is a number to Python alone
     except ValueError:
-        return False
+        return None
+    return value if 0 <= value <= 1 else None
