@@ -232,19 +232,19 @@ def test_predictions_of_others_are_scored_without_a_model(root, trained, tmp_pat
     ("change", "message"),
     [
         (lambda rows: [row[:3] for row in rows], "no column female"),
-        (lambda rows: rows[:-1], "1 of 17 images are missing, the first is test16.png"),
-        (lambda rows: [*rows, rows[1]], "line 19: 'test00.png' is in line 2 already"),
+        (lambda rows: rows[:-1], "1 of 17 images are missing, test16.png is the first"),
+        (lambda rows: [*rows, rows[1]], "line 19: the image of line 2 again, test00.png"),
         (
             lambda rows: [rows[0], [rows[1][0], "0.1", "no", "0.2"], *rows[2:]],
-            "line 2: bag is 'no', which is no",
+            "line 2: bag is 'no', no probability from 0 to 1",
         ),
         (
             lambda rows: [rows[0], [rows[1][0], "0.1", "nan", "0.2"], *rows[2:]],
-            "line 2: bag is 'nan', which is no",
+            "line 2: bag is 'nan', no probability from 0 to 1",
         ),
         (
             lambda rows: [rows[0], [rows[1][0], "0.1", "1.5", "0.2"], *rows[2:]],
-            "line 2: bag is '1.5', which is no",
+            "line 2: bag is '1.5', no probability from 0 to 1",
         ),
     ],
 )
@@ -276,5 +276,9 @@ def test_undefined_recalls_are_named(root, trained, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         results = evaluate(other, tmp_path / "eval", trained / "checkpoints/last.ckpt")
     assert "nobody is labelled yes: hat" in caplog.text
+    header, hat, *_ = rows_of(tmp_path / "eval/per_attribute.csv")
+    row = dict(zip(header, hat, strict=True))
+    assert (row["attribute"], row["positives"], row["negatives"], row["unknown"]) == ("hat", "0", "17", "0")
+    assert (row["pos_recall"], row["ap"]) == ("0", "")
     assert results["test/undefined_recalls"] == 1
     assert results["test/mA_defined"] > results["test/mA"]

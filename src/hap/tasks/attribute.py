@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -160,9 +161,7 @@ class Attribute(Task):
             writer = csv.writer(file)
             writer.writerow(["attribute", *Scores._fields, "threshold"])
             values = zip(*(column.tolist() for column in scores), thresholds, strict=True)
-            writer.writerows(
-                [name, *(f"{v:.6g}" for v in row)] for name, row in zip(names, values, strict=True)
-            )
+            writer.writerows([name, *map(_cell, row)] for name, row in zip(names, values, strict=True))
         mistakes = confident_mistakes(probability, labels, threshold).tolist()
         curve = threshold_curve(probability, labels).numpy()
         pictures = {
@@ -261,6 +260,11 @@ def _sheet(images: Sequence[np.ndarray], answers: Sequence[Sequence[Answer]]) ->
         for person in answers
     ]
     return contact_sheet(images, said)
+
+
+def _cell(value: float) -> str:
+    """What is undefined is empty, as spreadsheets leave it out of a mean."""
+    return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6g}"
 
 
 def share_of_yes(labels: np.ndarray) -> np.ndarray:
