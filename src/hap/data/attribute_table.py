@@ -153,7 +153,7 @@ def _records(
     _check_values(part, names, coding)
     images: dict[Any, tuple[str, int, tuple[int, ...]]] = {}  # by file: its name, line and labels
     errors, again = [], []
-    for line, cells, too_long in part.rows:
+    for line, cells, too_long, _ in part.rows:
         listed = cells[part.image]
         path = relative(listed)
         labels = tuple(coding[cells[name].lower()] for name in names)

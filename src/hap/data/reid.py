@@ -311,7 +311,7 @@ def _table(root: Path, table: str) -> list[Row]:
     """Rows of the CSV table; all mistakes are reported together."""
     rows, errors = [], []
     seen: dict[Any, int] = {}
-    for number, cells, too_long in read_table(root / table, ("path", "identity", "split")).rows:
+    for number, cells, too_long, _ in read_table(root / table, ("path", "identity", "split")).rows:
         split, listed, person, camera = (cells.get(c, "") for c in ("split", "path", "identity", "camera"))
         path = relative(listed)
         if too_long:
