@@ -2,6 +2,7 @@
 labels against each other, the people and the pictures."""
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,8 +14,14 @@ from scipy.io import loadmat
 from hap.data.attribute import read_pa100k, read_peta, read_rap
 from hap.errors import HapError
 from hap.synthetic import synthesize
-from hap.synthetic.labels import UNTOLD
-from hap.synthetic.person import identity
+from hap.synthetic.labels import UNTOLD, Shown
+from hap.synthetic.labels import pa100k as pa100k_facts
+from hap.synthetic.labels import peta as peta_facts
+from hap.synthetic.labels import rap as rap_facts
+from hap.synthetic.person import Person, identity
+from hap.synthetic.pose import sample_pose
+from hap.synthetic.render import render
+from hap.synthetic.scene import camera
 
 # The columns of the published files.
 PA100K = [
@@ -96,6 +103,43 @@ def test_too_few_images_for_three_parts(tmp_path, dataset):
 def one_of(labels: dict[str, np.ndarray], names: str) -> np.ndarray:
     """How many of the attributes each image has."""
     return np.sum([labels[name] for name in names.split()], axis=0)
+
+
+def shown(person: Person, number: int) -> Shown:
+    rng = np.random.default_rng([23, number])
+    pose = sample_pose(rng, "walking")
+    return Shown(person, pose, render(person, pose, camera(3, 0), rng, size=(80, 160), whole=True))
+
+
+def someone(upper: str, lower: str) -> Person:
+    people = (identity(0, i) for i in range(9000))
+    return next(p for p in people if (p.upper.kind, p.lower.kind) == (upper, lower))
+
+
+def test_what_is_drawn_alike_is_labelled_alike():
+    skirt, coat = someone("t-shirt", "skirt"), someone("coat", "shorts")
+    pairs = [[replace(skirt, lower=replace(skirt.lower, end=end)) for end in (0.46, 0.54)]]
+    shorts = replace(coat.lower, end=0.55, colour="white", second="red")  # the coat ends at 0.45
+    for pattern in ("plaid", "side stripe"):
+        pairs.append(
+            [replace(coat, inner=None, lower=replace(shorts, pattern=p)) for p in ("plain", pattern)]
+        )
+    for pair in pairs:
+        for number in range(4):
+            one, two = (shown(person, number) for person in pair)
+            np.testing.assert_allclose(*(s.drawn.image.astype(int) for s in (one, two)), atol=12)
+            for facts in (pa100k_facts, rap_facts, peta_facts):
+                assert facts(one) == facts(two)
+
+
+def test_a_skirt_is_short_where_the_knee_is_seen():
+    skirt = someone("t-shirt", "skirt")
+    for end, short in ((0.38, False), (0.44, False), (0.46, True), (0.62, True)):
+        picture = shown(replace(skirt, lower=replace(skirt.lower, end=end)), 0)
+        assert rap_facts(picture)["lb-ShortSkirt"] == short != rap_facts(picture)["lb-Skirt"]
+        assert (
+            peta_facts(picture)["lowerBodyShortSkirt"] == short != peta_facts(picture)["lowerBodyLongSkirt"]
+        )
 
 
 # PA-100K ----------------------------------------------------------------------------------------------------

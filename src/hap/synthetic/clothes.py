@@ -210,6 +210,11 @@ def _wardrobe(things: tuple[tuple[int, str | tuple[float, float]], ...]) -> Clot
     )
 
 
+def skirt_hem(person: Person) -> float:
+    """Where a skirt or dress ends, height on the template (the knee is at 0.48); rounded, so that few are made."""
+    return round(person.lower.end, 1)
+
+
 def _things(
     person: Person, seated: bool, holding: bool, phone: str | None
 ) -> tuple[tuple[int, str | tuple[float, float]], ...]:
@@ -221,8 +226,8 @@ def _things(
         things.append((HAT, person.hat))
     if person.upper.kind == "coat":
         things.append((SKIRT, (0.45, 0.05)))
-    elif person.has_skirt:  # rounded, so that few are made
-        things.append((SKIRT, (round(person.lower.end, 1), round(0.02 + 2 * person.lower.loose, 2))))
+    elif person.has_skirt:
+        things.append((SKIRT, (skirt_hem(person), round(0.02 + 2 * person.lower.loose, 2))))
     if person.backpack:
         things.append((BACKPACK, "backpack"))
     main, other = ("left", "right") if person.left_handed else ("right", "left")

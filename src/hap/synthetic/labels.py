@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hap.synthetic.clothes import skirt_hem
 from hap.synthetic.person import ATTRIBUTES, Garment, Person
 from hap.synthetic.pose import Pose
 from hap.synthetic.render import Rendering
@@ -118,20 +119,23 @@ class Shown:
     @property
     def short_skirt(self) -> bool:
         """The hem of a skirt is above the knee."""
-        return self.person.lower.kind == "skirt" and self.person.lower.end >= 0.5
+        return self.person.lower.kind == "skirt" and skirt_hem(self.person) >= 0.5
 
     @property
     def worn_below(self) -> Garment:
-        """What the legs are covered with: of a dress, the dress."""
-        return self.person.upper if self.person.upper.kind == "dress" else self.person.lower
+        """What the legs are seen to be covered with: the dress, or the coat that is longer than the shorts."""
+        upper, lower = self.person.upper, self.person.lower
+        hidden = upper.kind == "dress" or (upper.kind == "coat" and lower.kind == "shorts")
+        return upper if hidden else lower
 
 
 def pa100k(shown: Shown) -> dict[str, bool]:
-    """The attributes of PA100K. A print is claimed where the chest can be seen, shorts where no coat covers
-    them."""
+    """The attributes of PA100K. A print is claimed where the chest can be seen, shorts and what is on them where no
+    coat covers them."""
     facts = dict(zip(ATTRIBUTES, shown.drawn.attributes.tolist(), strict=True))
     facts["UpperLogo"] &= shown.facing[0] > 0.35 and not shown.pose.holding
-    facts["Shorts"] &= not facts["LongCoat"]
+    for name in ("Shorts", "LowerStripe", "LowerPattern"):
+        facts[name] &= shown.worn_below is shown.person.lower
     return facts
 
 
