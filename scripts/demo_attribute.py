@@ -10,7 +10,6 @@ from demo_base import Demo, colour_histogram
 from torch import nn
 
 from hap.data.attribute import AttributeRecords
-from hap.data.base import decode_image
 from hap.losses import WeightedBCE
 from hap.metrics.attributes import AttributeMetric
 from hap.runner import build
@@ -43,8 +42,7 @@ def main() -> None:
 def linear_on_colours(train: AttributeRecords, test: AttributeRecords) -> torch.Tensor:
     """Probabilities (N, A) of a logistic regression with the loss of the networks; its decay was chosen with theirs."""
     features = [
-        torch.from_numpy(np.stack([colour_histogram(decode_image(r.encoded())) for r in part]))
-        for part in (train, test)
+        torch.from_numpy(np.stack([colour_histogram(r.pixels()) for r in part])) for part in (train, test)
     ]
     labels, ratio = torch.from_numpy(train.labels), torch.from_numpy(share_of_yes(train.labels)).float()
     model, loss = nn.Linear(features[0].shape[1], labels.shape[1]), WeightedBCE()

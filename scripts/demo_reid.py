@@ -11,7 +11,6 @@ import torch
 from demo_base import Demo, colour_histogram
 from safetensors.torch import save_file
 
-from hap.data.base import decode_image
 from hap.data.reid import ReidRecord
 from hap.metrics.ranking import evaluate_ranking
 from hap.models.vit import create_encoder
@@ -50,7 +49,7 @@ def main() -> None:
 
 def score(records: list[ReidRecord], feature: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
     """mAP and rank 1 by a feature of the image (H, W, 3) uint8."""
-    features = torch.from_numpy(np.stack([feature(decode_image(record.encoded())) for record in records]))
+    features = torch.from_numpy(np.stack([feature(record.pixels()) for record in records]))
     ids, cams = (
         torch.tensor([getattr(record, name) for record in records]) for name in ("identity", "camera")
     )

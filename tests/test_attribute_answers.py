@@ -12,8 +12,7 @@ import pytest
 from hap.errors import HapError
 from hap.tasks.attribute_answers import read_answers, write_answers
 
-Image = namedtuple("Image", ["name"])
-Frame = namedtuple("Frame", ["name", "frame", "seconds"])
+Image = namedtuple("Image", ["file", "frame", "seconds"], defaults=[None, None])
 HAT_BAG = ("hat", "bag")
 
 
@@ -39,12 +38,10 @@ def test_the_table_as_it_is_written(tmp_path):
         "a.jpg,0.5,0.25,0.875,a;b",
         '"b,c.jpg",0.75,0.5,1.0,hat;a;b',
     ]
-    write_answers(
-        tmp_path / "t.csv", [Frame("v.mp4#12", 12, 0.48)], HAT_BAG, said[:1, :2], np.array([0.1, 0.9])
-    )
+    write_answers(tmp_path / "t.csv", [Image("v.mp4", 12, 0.48)], HAT_BAG, said[:1, :2], np.array([0.1, 0.9]))
     assert (tmp_path / "t.csv").read_text().splitlines()[:2] == [
         "image,frame,seconds,hat,bag,positive",
-        "v.mp4#12,12,0.48,0.5,0.25,hat",
+        "v.mp4,12,0.480,0.5,0.25,hat",
     ]
 
 

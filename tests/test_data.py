@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from hap.data.base import BadSample, BadSampleLog, Dataset, Loader, decode_image, default_workers
+from hap.data.base import BadSample, BadSampleLog, Dataset, Loader, default_workers
+from hap.data.decoding import decode_image
 from hap.data.pretrain import read_luperson
 from hap.data.samplers import BatchPlan, EvalBatches, TrainBatches, permutation
 from hap.data.transforms import PretrainTransform

@@ -18,10 +18,10 @@ from PIL import Image
 import hap.data.base
 from hap.data.base import BadSampleLog, Dataset, Loader
 from hap.data.files import list_files, read_file, read_text, relative
-from hap.data.images import read_images
 from hap.data.pretrain import open_luperson, read_luperson
 from hap.data.reid import read_market1501, read_msmt17, read_people
 from hap.data.samplers import EvalBatches
+from hap.data.sources import read_inputs
 from hap.data.stores import RandomFile
 from hap.errors import BadSample, HapError, printable
 from hap.packing import pack
@@ -81,7 +81,9 @@ def test_only_images_are_listed_and_the_rest_is_counted_by_its_reason(mixed, cap
 
 
 def test_every_reader_lists_alike(mixed, tmp_path):
-    assert [record.file for record in read_images({"input": mixed})] == SIX
+    assert [record.name for record in read_inputs({"input": str(mixed)})] == [
+        str(mixed / name) for name in SIX
+    ]
     data = tmp_path / "pretrain"
     data.mkdir()
     (data / "LUPerson-data").symlink_to(mixed)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hap.data.base import BadSample, BadSampleLog, Dataset, decode_image
+from hap.data.base import BadSample, BadSampleLog, Dataset
+from hap.data.decoding import decode_image
 from hap.data.pretrain import Names, open_luperson, read_luperson, write_poses
 from hap.errors import HapError
 

@@ -12,8 +12,8 @@ import torch
 from conftest import TINY, config
 from PIL import Image
 
-from hap.data.images import read_images
 from hap.data.reid import read_market1501
+from hap.data.sources import read_inputs
 from hap.errors import HapError
 from hap.runner import run
 from hap.tasks.reid import people_in_names
@@ -141,7 +141,7 @@ def test_distractors_are_nobodys_match(market, tmp_path, predict):
 def test_numbers_too_large_for_people_are_other_names(tmp_path):
     for name in ("99999999999999999999_c1.jpg", "1_c99999999999999999999.jpg", "12_c3.jpg"):
         (tmp_path / name).touch()
-    who, told = people_in_names(read_images({"query": tmp_path}))
+    who, told = people_in_names(read_inputs({"query": str(tmp_path)}))
     assert who[told].tolist() == [[12, 2]]
 
 

@@ -15,7 +15,6 @@ import torch
 from conftest import TINY, TINY_PRETRAIN, config
 from hydra.utils import instantiate
 
-from hap.data.base import decode_image
 from hap.data.reid import identity_in_name, read_market1501
 from hap.data.transforms import BICUBIC, resize
 from hap.errors import HapError
@@ -152,6 +151,21 @@ def test_predict_takes_any_images_and_leaves_out_only_the_file_itself(market, ch
     assert "broken.jpg" in (tmp_path / "out/bad_samples_predict_rank0.txt").read_text()
 
 
+def test_predict_finds_people_in_videos(market, checkpoint, tmp_path):
+    """Each frame is an image of its own: one that does not find itself, but the same picture in another video."""
+    people = [cv2.resize(cv2.imread(str(path)), (64, 128)) for path in sorted((market / "query").iterdir())]
+    for name, frames in (("walk.avi", people[:6]), ("0007_c1.avi", people[5::-1])):
+        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 128))
+        for image in frames:
+            writer.write(image)
+        writer.release()
+    rows = predict(tmp_path / "walk.avi", f"{tmp_path}/*.avi", tmp_path / "out", f"ckpt_path={checkpoint}")
+    first = {Path(r["query"]).name: Path(r["gallery"]).name for r in rows if r["rank"] == "1"}
+    assert first == {f"walk.avi#{k}": f"0007_c1.avi#{5 - k}" for k in range(6)}
+    assert len(rows) == 6 * 11
+    assert {r["same_person"] for r in rows} == {""}
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
     [
@@ -191,7 +205,7 @@ def test_a_pretrained_encoder_is_scored_as_it_is(market, pretrained, tmp_path, c
     encoder = ViT((64, 32), 16, 32, 2, 4).eval()
     load_weights(encoder, weights)
     records = read_market1501(market)["test"]
-    images = np.stack([resize(decode_image(r.encoded()), (64, 32), BICUBIC) for r in records])
+    images = np.stack([resize(r.pixels(), (64, 32), BICUBIC) for r in records])
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     images = torch.from_numpy((images / 255 - mean) / std).permute(0, 3, 1, 2).float()
     with torch.no_grad():
@@ -328,7 +342,7 @@ def test_corrupt_images_and_foreign_names(market, checkpoint, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("query", "message"), [("empty", r"query: no images \(.*\) in"), ("none", "query: folder not found")]
+    ("query", "message"), [("empty", r"query: no images \(.*\) in"), ("none", "query: not found")]
 )
 def test_predict_without_queries(market, checkpoint, tmp_path, query, message):
     (tmp_path / "empty").mkdir()

@@ -15,7 +15,8 @@ import pytest
 from conftest import SMALL
 from test_luperson import check, jpeg, names_of, number_of, points, write_pose, write_set
 
-from hap.data.base import BadSample, Dataset, decode_image
+from hap.data.base import BadSample, Dataset
+from hap.data.decoding import decode_image
 from hap.data.pretrain import open_luperson, read_luperson
 from hap.data.samplers import permutation
 from hap.data.shards import read_shards, verify

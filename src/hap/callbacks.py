@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import default_collate
 
+from hap.data.files import first_lines
+from hap.errors import HapError
 from hap.flops import device_peak
 from hap.plots import write_picture
+from hap.progress import clock, progress
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +62,8 @@ class Throughput(L.Callback):
 
 class Progress(RichProgressBar):
     """Lightning's progress bar with the time left of the whole run, on a terminal. Elsewhere (a log file, a batch
-    job) a line every `seconds`. In both, one line per epoch.
+    job) a line every `seconds`. In both, one line per epoch. Evaluation and prediction have a bar of their own, which
+    counts images.
 
     What is shown is read from the device once a second at most: each reading waits for all that is queued there.
 
@@ -71,6 +77,52 @@ class Progress(RichProgressBar):
         self.seconds = seconds
         self._start = (0.0, 0)
         self._shown_at = 0.0
+        self._bar = ExitStack()
+        self._advance: Callable[[int], None] = lambda count: None
+
+    def setup(self, trainer: Any, task: Any, stage: str) -> None:
+        super().setup(trainer, task, stage)
+        if stage != "fit":
+            self.disable()
+
+    def _show(self, trainer: Any, what: str, loader: Any) -> None:
+        if trainer.is_global_zero:
+            self._advance = self._bar.enter_context(progress(what, len(loader.dataset), sum_up=True))
+
+    def on_validation_start(self, trainer: Any, task: Any) -> None:
+        super().on_validation_start(trainer, task)
+        if trainer.state.fn == "validate":
+            self._show(trainer, "validation", trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Any, task: Any) -> None:
+        self._show(trainer, "evaluation", trainer.test_dataloaders)
+
+    def on_predict_start(self, trainer: Any, task: Any) -> None:
+        self._show(trainer, "prediction", trainer.predict_dataloaders)
+
+    def on_validation_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, *place: int) -> None:
+        super().on_validation_batch_end(trainer, task, outputs, batch, *place)
+        self._advance(len(batch["index"]) * trainer.world_size)
+
+    def on_test_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, *place: int) -> None:
+        self._advance(len(batch["index"]) * trainer.world_size)
+
+    def on_predict_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, *place: int) -> None:
+        self._advance(len(batch["index"]) * trainer.world_size)
+
+    def on_validation_epoch_end(self, trainer: Any, task: Any) -> None:
+        super().on_validation_epoch_end(trainer, task)
+        self._bar.close()
+
+    def on_test_epoch_end(self, trainer: Any, task: Any) -> None:
+        self._bar.close()
+
+    def on_predict_epoch_end(self, trainer: Any, task: Any) -> None:
+        self._bar.close()
+
+    def on_exception(self, trainer: Any, task: Any, exception: BaseException) -> None:
+        self._bar.close()
+        super().on_exception(trainer, task, exception)
 
     def on_train_start(self, trainer: Any, task: Any) -> None:
         super().on_train_start(trainer, task)
@@ -84,7 +136,7 @@ class Progress(RichProgressBar):
         if done < 1:
             return "?"
         seconds = int((time.monotonic() - start) / done * (total - trainer.global_step))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+        return clock(seconds)
 
     def get_metrics(self, trainer: Any, task: Any) -> dict[str, Any]:
         shown = ("train/loss", "perf/images_per_s")
@@ -183,7 +235,8 @@ def save_picture(trainer: Any, name: str, picture: np.ndarray) -> None:
 
 
 class Predictions(L.Callback):
-    """Collects `predict_step`'s rows from all ranks, in the order of the records, for the task to write."""
+    """Collects `predict_step`'s rows from all ranks, in the order of the records, for the task to write. Images that
+    could not be read have none; if that is all of them, it is an error."""
 
     def __init__(self) -> None:
         self._batches: list[dict[str, torch.Tensor]] = []
@@ -197,7 +250,8 @@ class Predictions(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._batches.append({name: value.cpu() for name, value in outputs.items()})
+        # Copies: a part of a larger tensor would keep all of it.
+        self._batches.append({name: value.to("cpu", copy=True) for name, value in outputs.items()})
 
     def on_predict_epoch_end(self, trainer: Any, task: Any) -> None:
         batches = self._batches
@@ -208,6 +262,18 @@ class Predictions(L.Callback):
         if trainer.is_global_zero:
             rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
             index, first = np.unique(rows.pop("index").numpy(), return_index=True)  # duplicates of padding go
-            records = trainer.predict_dataloaders.dataset.records
+            read = index >= 0
+            index, first = index[read], first[read]
+            loader, folder = trainer.predict_dataloaders, Path(trainer.default_root_dir)
+            records = loader.dataset.records
+            if not len(index):
+                reasons = first_lines(loader.report.damaged)
+                raise HapError(f"none of the {len(records):,} images can be read{reasons}")
             rows = {name: value[torch.from_numpy(first)] for name, value in rows.items()}
-            task.write_predictions(rows, [records[i] for i in index], Path(trainer.default_root_dir))
+            task.write_predictions(rows, [records[i] for i in index.tolist()], folder)
+            if len(index) < len(records):
+                log.warning(
+                    "%s of %s images could not be read and are left out: %s",
+                    *(f"{len(records) - len(index):,}", f"{len(records):,}"),
+                    folder / "bad_samples_predict_*.txt",
+                )

@@ -108,9 +108,10 @@ class Root:
     resume: str | None = None  # "auto": go on from the newest intact checkpoint of run_dir
     compile: bool = False
     dry_run: bool = False  # train: say what would run and what it costs, and stop
-    input: str | None = None  # predict: a folder of images
-    query: str | None = None  # predict, for retrieval: a folder of images to look for ...
-    gallery: str | None = None  # ... and one to look in
+    input: str | None = None  # predict: a folder, image, video, pattern ('crops/*.jpg') or list (.txt, .csv)
+    query: str | None = None  # predict, for retrieval: the same, of what to look for ...
+    gallery: str | None = None  # ... and of what to look in
+    video_stride: int = 1  # predict: every so manieth frame of videos
     data: Any = MISSING
     task: Any = MISSING
     model: ViTConfig = field(default_factory=ViTConfig)

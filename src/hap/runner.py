@@ -23,7 +23,7 @@ from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
 from hap.config import CONF_DIR, Root, check_config
 from hap.data.base import DataModule
 from hap.data.files import user_path
-from hap.data.images import read_images
+from hap.data.sources import INPUTS, read_inputs
 from hap.description import check_same, checked, describe_run
 from hap.errors import HapError
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
@@ -99,10 +99,11 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if cfg.dry_run:
             return {}
     if stage == "predict":
-        folders = {part: user_path(cfg[part]) for part in task.inputs if cfg[part] is not None}
-        if len(folders) < len(task.inputs):
-            raise HapError("predict needs " + " ".join(f"{part}=FOLDER" for part in task.inputs))
-        datamodule.splits = {"predict": read_images(folders)}
+        given = {part: cfg[part] for part in task.inputs if cfg[part] is not None}
+        if len(given) < len(task.inputs):
+            needed = " ".join(f"{part}=FOLDER" for part in task.inputs)
+            raise HapError(f"predict needs {needed}; in place of a FOLDER: {INPUTS}")
+        datamodule.splits = {"predict": read_inputs(given, cfg.video_stride)}
     if checkpoint is not None and ckpt_path is not None:
         _load_whole(task, ckpt_path, checkpoint)
     if stage == "eval" and labels:

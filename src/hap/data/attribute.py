@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from hap.data.attribute_splits import (
     split_by_person,
     split_rows,
 )
+from hap.data.decoding import Encoded
 from hap.data.files import first_lines, list_files, locate, read_file
 from hap.errors import HapError, printable
 
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class AttributeRecord:
+class AttributeRecord(Encoded):
     """One image of one person.
 
     Attributes:
@@ -54,8 +55,6 @@ class AttributeRecord:
     root: Path
     name: str
     labels: np.ndarray
-
-    upright: ClassVar[bool] = False  # as the official code reads them: pixels as they are stored
 
     def encoded(self) -> bytes:
         return read_file(self.root / self.name)

@@ -6,6 +6,7 @@ sample derives from (seed, epoch, index): not from worker, rank or batch.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from hap.data.decoding import decode_image
 from hap.data.files import user_path
 from hap.data.samplers import BatchPlan, EvalBatches, Pieces, TrainBatches, fingerprint, permutation
 from hap.errors import BadSample, HapError, Unwanted, printable
@@ -37,12 +37,8 @@ class Record(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def upright(self) -> bool:
-        """Whether to turn the image as its EXIF orientation says, or to take the pixels as they are stored."""
-
-    def encoded(self) -> bytes:
-        """The bytes of the image file (JPEG, PNG, ...). Raises BadSample or OSError."""
+    def pixels(self) -> np.ndarray:
+        """The decoded image, (H, W, 3) uint8 RGB; see `decoding.Encoded`. Raises BadSample or OSError."""
 
     def annotations(self) -> dict[str, Any]:
         """What the transform and the task need besides the image. Raises BadSample or OSError."""
@@ -60,10 +56,15 @@ class Dataset(torch.utils.data.Dataset):
     Keys are `(epoch, index)`. A sample carries `index` (int, its position in `records`: look names up there)
     and `bad` (int, -1, or the index of an unusable sample that this one replaces). The replacement is drawn
     from (seed, epoch, index) too, so it is the same on every run; metrics drop it as a duplicate index.
+
+    Args:
+        leave_out: an unusable sample is an empty image with the index -1: for results that are listed by image.
     """
 
-    def __init__(self, records: Sequence[Record], transform: Transform, seed: int = 0):
-        self.records, self.transform, self.seed = records, transform, seed
+    def __init__(
+        self, records: Sequence[Record], transform: Transform, seed: int = 0, leave_out: bool = False
+    ):
+        self.records, self.transform, self.seed, self.leave_out = records, transform, seed, leave_out
 
     def __len__(self) -> int:
         return len(self.records)
@@ -96,6 +97,9 @@ class Dataset(torch.utils.data.Dataset):
                 first = first or error
                 unreachable &= isinstance(error, OSError)
                 bad = index if bad < 0 else bad
+                if self.leave_out and not unreachable:
+                    image, annotations = np.zeros((16, 16, 3), np.uint8), self.records[bad].annotations()
+                    break
                 index = int(rng.integers(len(self.records)))
         else:
             if unreachable and isinstance(first, OSError):
@@ -104,12 +108,13 @@ class Dataset(torch.utils.data.Dataset):
                 f"{ATTEMPTS} samples in a row cannot be used, "
                 f"the first is {printable(self.records[bad].name)}: {first}"
             )
+        index = -1 if self.leave_out and bad >= 0 else index
         return self.transform(image, annotations, rng) | {"index": index, "bad": bad}
 
     def read(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
         """The decoded image, (H, W, 3) uint8 RGB, and the annotations of one record, before any transform."""
         record = self.records[index]
-        return decode_image(record.encoded(), record.upright), record.annotations()
+        return record.pixels(), record.annotations()
 
     def problem(self, index: int) -> Exception | None:
         """Read one record again for what makes it unusable; None if it can be read now."""
@@ -145,7 +150,7 @@ class BadSampleLog:
             line = f"{printable(self.dataset.records[index].name)}: {reason}"
             if not isinstance(problem, Unwanted):
                 self.damaged.append(line)
-            log.warning("bad sample replaced: %s", line)
+            log.warning("bad sample %s: %s", "left out" if self.dataset.leave_out else "replaced", line)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(line + "\n")
@@ -223,7 +228,7 @@ class PlainIterable:
     """A loader that Lightning takes as it is: for prediction it would rebuild a DataLoader around its own sampler."""
 
     def __init__(self, loader: Loader):
-        self.loader, self.dataset = loader, loader.dataset
+        self.loader, self.dataset, self.report = loader, loader.dataset, loader.report
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -243,7 +248,8 @@ class DataModule(L.LightningDataModule):
             of the node, at most 16.
         plan: epoch -> (steps, total batch) array of indices, given (records, total batch, seed); None shuffles.
         eval_batch_size: images per device and step in validation, test and prediction.
-        max_bad_fraction: share of a split's samples that may be unusable before the run stops.
+        max_bad_fraction: share of a split's samples that may be unusable before the run stops. A prediction goes on
+            without them.
         seed: of order and augmentation.
         synthetic: use drawn people in place of `root`.
         draw: draws them on first use and returns their folder.
@@ -309,7 +315,8 @@ class DataModule(L.LightningDataModule):
         return "test" if self.splits.get("test") is self.splits.get("val") else "val"
 
     def dataset(self, split: str) -> Dataset:
-        return Dataset(self.records(split), self.transforms.get(split) or self.transforms["val"], self.seed)
+        transform = self.transforms.get(split) or self.transforms["val"]
+        return Dataset(self.records(split), transform, self.seed, leave_out=split == "predict")
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -333,7 +340,7 @@ class DataModule(L.LightningDataModule):
         return Loader(
             dataset,
             batches,
-            BadSampleLog(dataset, path, self.max_bad_fraction, world),
+            BadSampleLog(dataset, path, math.inf if dataset.leave_out else self.max_bad_fraction, world),
             pieces=pieces,
             num_workers=workers,
             prefetch_factor=max(2, -(-pieces // workers)) if workers else None,

@@ -3,6 +3,7 @@
 import io
 import struct
 import warnings
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -18,6 +19,24 @@ _PNG_END = b"\0\0\0\0IEND"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
 _SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
+
+
+class Encoded:
+    """A record that has the bytes of an image file; most of them do."""
+
+    __slots__ = ()
+
+    # Whether to turn the image as its EXIF orientation says. Annotations, and the official code, count the pixels as
+    # they are stored.
+    upright: ClassVar[bool] = False
+
+    def encoded(self) -> bytes:
+        """JPEG, PNG, ... Raises BadSample or OSError."""
+        raise NotImplementedError
+
+    def pixels(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        return decode_image(self.encoded(), self.upright)
 
 
 def decode_image(data: bytes, upright: bool = False) -> np.ndarray:

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from hap.data import safe_pickle
 from hap.data.base import Record, Splits
-from hap.data.decoding import image_size
+from hap.data.decoding import Encoded, image_size
 from hap.data.files import IMAGE_SUFFIXES, is_hidden, relative
 from hap.data.shards import Shards, first_entries, is_packed, read_shards
 from hap.data.stores import FolderStore, LmdbStore, Store, TarStore, map_array
@@ -109,14 +109,12 @@ class Names(Sequence[str]):
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class Person(Encoded):
     """One image; `row` is its pose's place in `source.poses`, -1 for none."""
 
     name: str
     row: int
     source: "LuPerson" = field(repr=False)
-
-    upright: ClassVar[bool] = False  # the points are those of the pixels as they are stored
 
     def encoded(self) -> bytes:
         return self.source.images.read(self.name)

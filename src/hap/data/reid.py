@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from hap.data.decoding import Encoded
 from hap.data.files import (
     LeftOut,
     file_id,
@@ -32,7 +33,7 @@ NOBODY = -2  # what `identity_in_name` says of a distractor: MSMT17 has a person
 
 
 @dataclass(frozen=True, slots=True)
-class ReidRecord:
+class ReidRecord(Encoded):
     """One image of one person.
 
     Attributes:
@@ -51,8 +52,6 @@ class ReidRecord:
     identity: int
     camera: int
     is_query: bool = False
-
-    upright: ClassVar[bool] = False  # as the official code reads them: pixels as they are stored
 
     def encoded(self) -> bytes:
         return read_file(self.root / self.name)

@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from hap.data.decoding import Encoded
 from hap.data.stores import RandomFile, map_array
 from hap.errors import BadSample, HapError, printable
 
@@ -61,7 +62,7 @@ def first_entries(listed: int, ratio: float, ranked: bool, root: Path) -> int:
 
 
 @dataclass(frozen=True)
-class PackedPerson:
+class PackedPerson(Encoded):
     """One image of a shard; image and points come with one read, kept while the record lives."""
 
     name: str
@@ -70,8 +71,6 @@ class PackedPerson:
     size: int
     length: int
     crc: int
-
-    upright: ClassVar[bool] = False
 
     @cached_property
     def _sample(self) -> bytes:

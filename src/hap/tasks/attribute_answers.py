@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hap.data.files import first_lines
+from hap.data.sources import source_columns
 from hap.data.tables import read_table
 from hap.errors import HapError, printable
 
@@ -29,15 +30,14 @@ def write_answers(
         threshold: one, or (A,).
     """
     yes = probability > np.float32(threshold)
-    video = [c for c in ("frame", "seconds") if any(getattr(r, c, None) is not None for r in records)]
+    where = source_columns(records)
     # Names as the file system has them, also those that are not UTF-8.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", *video, *attributes, "positive"])
-        for record, row, said in zip(records, probability, yes, strict=True):
-            where = [getattr(record, column, None) for column in video]
+        writer.writerow([*where, *attributes, "positive"])
+        for place, row, said in zip(zip(*where.values(), strict=True), probability, yes, strict=True):
             positive = ";".join(name for name, is_so in zip(attributes, said, strict=True) if is_so)
-            writer.writerow([record.name, *where, *map(str, row), positive])  # all digits of a float32
+            writer.writerow([*place, *map(str, row), positive])  # all digits of a float32
 
 
 def read_answers(path: Path, images: Sequence[str], attributes: Sequence[str]) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 import csv
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,6 @@ from torch.nn import functional as F
 
 from hap.data.base import Dataset
 from hap.data.files import file_id
-from hap.data.images import ImageRecord
 from hap.data.reid import NOBODY, identity_in_name
 from hap.errors import HapError, printable
 from hap.metrics.ranking import top_matches
@@ -141,8 +141,8 @@ class Reid(Task):
         for q in query[:NUM_STRIPS].tolist():
             mine = (asked == q).nonzero().squeeze(1)[:STRIP_LENGTH]
             frames = [frame(s, k) for s, k in zip(same[mine], known[mine], strict=True)]
-            strips.append(strip(dataset, q, "", found[mine].tolist(), distance[mine].tolist(), frames))
-        write_picture(folder / "ranked_gallery.png", tile_rows(strips))
+            strips.append(Strip(q, "", found[mine].tolist(), distance[mine].tolist(), frames))
+        write_picture(folder / "ranked_gallery.png", draw_strips(dataset, strips))
 
     def _strips(self, dataset: Dataset, best: bool = False) -> np.ndarray:
         """The queries with the highest or the lowest average precision, and what they found."""
@@ -152,8 +152,8 @@ class Reid(Task):
             count = int((lists.gallery[i] >= 0).sum())
             gallery, distance = lists.gallery[i, :count].tolist(), lists.distance[i, :count].tolist()
             frames = [frame(same) for same in lists.match[i, :count]]
-            strips.append(strip(dataset, query, f"AP {lists.ap[i]:.3f}", gallery, distance, frames))
-        return tile_rows(strips)
+            strips.append(Strip(query, f"AP {lists.ap[i]:.3f}", gallery, distance, frames))
+        return draw_strips(dataset, strips)
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """The queries of the last evaluation with the lowest average precision."""
@@ -204,13 +204,13 @@ class Reid(Task):
             log.warning("task.model.num_classes=%d, but only %d people to train on", classes, people)
 
 
-def people_in_names(records: Sequence[ImageRecord]) -> tuple[torch.Tensor, torch.Tensor]:
+def people_in_names(records: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Person and camera of each image by its file name, int64 (N, 2), and whether the name tells, bool (N,).
 
     Where it does not, and for distractors, who are nobody's match: a negative person of its own. All names of
-    one file (links, hard links) have the same row, so that no image finds itself.
+    one file (links, hard links) have the same row, so that no image finds itself; each frame of a video has its own.
     """
-    files = [file_id(record.folder / record.file) for record in records]
+    files = [(file_id(record.path), record.frame) for record in records]
     told: dict[Any, set[tuple[int, int]]] = {}
     for file, record in zip(files, records, strict=True):
         who = identity_in_name(Path(record.file).name)
@@ -228,20 +228,28 @@ def frame(same: Any, known: Any = True) -> tuple[int, int, int]:
     return UNKNOWN if not known else SAME if same else OTHER
 
 
-def strip(
-    dataset: Dataset,
-    query: int,
-    title: str,
-    gallery: Sequence[int],
-    distance: Sequence[float],
-    frames: Sequence[tuple[int, int, int]],
-) -> list[Tile]:
+class Strip(NamedTuple):
     """A query and the gallery images it found, by their indices in the data set."""
 
-    def tile(index: int, colour: tuple[int, int, int], text: str) -> Tile:
-        image = dataset[0, index]["image"].permute(1, 2, 0).numpy()  # (H, W, 3)
-        return Tile(image, colour, (printable(Path(dataset.records[index].name).stem), text))
+    query: int
+    title: str
+    gallery: list[int]
+    distance: list[float]
+    frames: list[tuple[int, int, int]]
 
-    found = zip(gallery, distance, frames, strict=True)
-    ranked = [tile(i, colour, f"{rank}: {d:.3f}") for rank, (i, d, colour) in enumerate(found, start=1)]
-    return [tile(query, QUERY, title), *ranked]
+
+def draw_strips(dataset: Dataset, strips: Sequence[Strip]) -> np.ndarray:
+    """A row for each query, (H, W, 3) uint8."""
+    shown = sorted({index for strip in strips for index in (strip.query, *strip.gallery)})
+    images = {index: dataset[0, index]["image"].permute(1, 2, 0).numpy() for index in shown}  # (H, W, 3)
+
+    def tile(index: int, colour: tuple[int, int, int], text: str) -> Tile:
+        name = re.sub(r"\.\w+(#\d+)?$", r"\1", Path(dataset.records[index].name).name)
+        return Tile(images[index], colour, (printable(name), text))
+
+    rows = []
+    for query, title, *found in strips:
+        ranked = enumerate(zip(*found, strict=True), start=1)
+        tiles = [tile(i, colour, f"{rank}: {d:.3f}") for rank, (i, d, colour) in ranked]
+        rows.append([tile(query, QUERY, title), *tiles])
+    return tile_rows(rows)
