@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,23 +21,27 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 IMAGE = ("image", "path")  # the column of the image is called one of these
-TAKEN = {
-    *IMAGE,
-    "split",
-    "frame",
-    "seconds",
-    "positive",
-}  # columns with a meaning, here or in hap's own tables
-USUAL = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0, "yes": 1, "no": 0, "": UNKNOWN}
+TAKEN = (*IMAGE, "split", "frame", "seconds", "positive")  # mean something else, here or in hap's own tables
+MEANINGS = {"positive": 1, "negative": 0, "unknown": UNKNOWN}
+USUAL = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0, "": UNKNOWN}
+
+_WHOLE = re.compile(r"(-?\d+)[.,]0+", re.ASCII)
 
 
-class _Part(NamedTuple):
-    """The rows of one split, with the file that they are in."""
+class _Table(NamedTuple):
+    """One file, with the split that all its rows are of; "" if a column says it."""
 
-    file: Path
-    image: str  # name of its column
+    name: str
+    split: str
+    image: str  # its column
     attributes: list[str]
     rows: list[Row]
+
+
+class _Image(NamedTuple):
+    name: str
+    labels: tuple[int, ...]
+    place: str  # file and line
 
 
 def read_attribute_table(
@@ -50,10 +56,11 @@ def read_attribute_table(
     go together by name, their order is that of the training table. Without a validation part, val is the test part.
 
     By default 1, true and yes are positive, 0, false and no negative (in any case), and an empty cell is unknown.
+    1.0, which data frames write of columns with gaps, is 1.
 
     Args:
-        labels: what else the cells say: {positive: 1, negative: -1, unknown: 0}; unknown may be left out. An empty
-            cell stays unknown.
+        labels: what else the cells say: {positive: 1, negative: -1, unknown: 0}, or lists of values. Unknown may be
+            left out; an empty cell is unknown unless a null here says something else.
         attributes: names, to take these alone, in this order.
         train_on: "train"; or "trainval", which leaves no validation part.
 
@@ -61,156 +68,199 @@ def read_attribute_table(
         HapError: columns, values or images are missing or wrong; names files and lines.
     """
     choose("train_on", train_on, ("train", "trainval"))
-    root = Path(root)
-    parts = _parts(root, table)
-    if lacking := [split for split in ("train", "test") if not parts.get(split)]:
-        raise HapError(f"{root}: no rows of {' and '.join(lacking)}")
-    names = parts["train"].attributes
-    for part in parts.values():
-        if missing := [name for name in names if name not in part.attributes]:
-            raise HapError(f"{part.file}: no column {', '.join(missing)}, which the training table has")
-        if new := [name for name in part.attributes if name not in names]:
-            raise HapError(f"{part.file}: the training table has no column {', '.join(new)}")
-    if attributes is not None:
-        if unknown := [name for name in attributes if name not in names]:
-            raise HapError(
-                f"data.reader.attributes: no column {', '.join(unknown)}; there are {', '.join(names)}"
-            )
-        names = list(attributes)
-    coding = _coding(labels)
-    title = f"{root.name} ({', '.join(dict.fromkeys(part.file.name for part in parts.values()))})"
+    root, coding = Path(root), _coding(labels)
+    tables = _tables(root, table)
+    names = _chosen(attributes, tables[0].attributes)
+    for file, _, _, columns, _ in tables:
+        if missing := [name for name in names if name not in columns]:
+            raise HapError(f"{root / file}: no column {_joined(missing)}, which {tables[0].name} has")
+        if attributes is None and (new := [name for name in columns if name not in names]):
+            raise HapError(f"{root / file}: {tables[0].name} has no column {_joined(new)}")
+    found = _read(root, tables, names, coding, train_on)
+    if lacking := [split for split in ("train", "test") if not found[split]]:
+        raise HapError(f"{root}: no rows of {' and '.join(lacking)} in {_joined([t.name for t in tables])}")
+    title = f"{os.path.basename(os.path.abspath(root))} ({_joined([table.name for table in tables])})"
+    parts = "trainval/test" if train_on == "trainval" else "/".join(s for s in SPLITS if found[s])
+    protocol = f"{title}, {parts}, {len(names)} attributes ({'all' if attributes is None else 'chosen'})"
     splits = {
-        split: _records(root, part, names, coding, f"{title}, {split}, {len(names)} attributes")
-        for split, part in parts.items()
+        split: AttributeRecords(
+            root,
+            [image.name for image in images.values()],
+            np.array([image.labels for image in images.values()], np.int8),
+            names,
+            protocol,
+        )
+        for split, images in found.items()
+        if images
     }
-    if train_on == "trainval" and "val" in splits:
-        splits["train"] = _joined(splits["train"], splits.pop("val"))
     if "val" not in splits:
         log.info("%s: no validation part; the test part is validated on", title)
-        splits["val"] = splits["test"]
-    _warn_of_leaks(root, splits)
+    _warn_of_leaks(root, found)
+    splits = {"train": splits["train"], "val": splits.get("val", splits["test"]), "test": splits["test"]}
     log_labels(title, splits)
     return splits
 
 
-def _parts(root: Path, table: str) -> dict[str, _Part]:
+def _joined(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names))
+
+
+def _tables(root: Path, table: str) -> list[_Table]:
+    """The files that are there, that of the training images first."""
     if (root / table).is_file():
-        part = _part(root / table, ("split",))
-        wrong = [row for row in part.rows if row.cells["split"] not in SPLITS]
-        if wrong:
-            lines = [
-                f"line {row.line}: split {row.cells['split']!r} is not train, val or test" for row in wrong
-            ]
-            raise HapError(f"{part.file} has {len(wrong)} mistakes{first_lines(lines)}")
-        rows = {split: [row for row in part.rows if row.cells["split"] == split] for split in SPLITS}
-        return {split: part._replace(rows=found) for split, found in rows.items() if found}
-    files = {split: root / f"{split}.csv" for split in SPLITS if (root / f"{split}.csv").is_file()}
+        return [_table(root, table, "")]
+    files = {split: f"{split}.csv" for split in SPLITS if (root / f"{split}.csv").is_file()}
     if not {"train", "test"} <= files.keys():
         raise HapError(
             f"{root} has neither {table} (columns image, split, and one for each attribute) nor train.csv and test.csv"
         )
-    return {split: _part(file) for split, file in files.items()}
+    return [_table(root, file, split) for split, file in files.items()]
 
 
-def _part(file: Path, required: Sequence[str] = ()) -> _Part:
-    columns, rows = read_table(file, required)
-    image = [name for name in IMAGE if name in columns]
+def _table(root: Path, name: str, split: str) -> _Table:
+    columns, rows = read_table(root / name, () if split else ("split",))
+    image = [column for column in columns if column in IMAGE]
     if len(image) != 1:
         raise HapError(
-            f"{file}: one column must be called image or path; the first line has {', '.join(columns)}"
+            f"{root / name}: one column must be called image or path; the first line has {_joined(columns)}"
         )
-    if taken := [name for name in columns if name in TAKEN - {*image, *required}]:
-        raise HapError(f"{file}: no attribute can be called {', '.join(taken)}: rename the column")
-    attributes = [name for name in columns if name not in {*image, *required}]
+    own = {*image, *(() if split else ("split",))}
+    attributes = [column for column in columns if column not in own]
+    if taken := [column for column in attributes if column in TAKEN]:
+        raise HapError(
+            f"{root / name}: no attribute can be called {_joined(taken)}: rename or delete the column"
+        )
     if not attributes:
-        raise HapError(f"{file}: no column of an attribute beside {', '.join(columns)}")
-    return _Part(file, image[0], attributes, rows)
+        raise HapError(f"{root / name}: no column of an attribute beside {_joined(columns)}")
+    return _Table(name, split, image[0], attributes, rows)
+
+
+def _chosen(attributes: Sequence[str] | None, there: list[str]) -> list[str]:
+    if attributes is None:
+        return there
+    if isinstance(attributes, str) or not attributes:
+        raise HapError(
+            f"data.reader.attributes={attributes}: give names in brackets, as [{printable(there[0])}]"
+        )
+    names = [str(name) for name in attributes]
+    if unknown := [name for name in names if name not in there]:
+        raise HapError(f"data.reader.attributes: no column {_joined(unknown)}; there are {_joined(there)}")
+    if twice := [name for name, n in Counter(names).items() if n > 1]:
+        raise HapError(f"data.reader.attributes has {_joined(twice)} twice")
+    return names
 
 
 def _coding(labels: Mapping[str, Any] | None) -> dict[str, int]:
-    """What a cell in lower case says."""
+    """What a cell says, by its spelling."""
     if labels is None:
         return USUAL
-    meanings = {"positive": 1, "negative": 0, "unknown": UNKNOWN}
-    if not {"positive", "negative"} <= labels.keys() <= meanings.keys():
+    if not isinstance(labels, Mapping) or not {"positive", "negative"} <= labels.keys() <= MEANINGS.keys():
         raise HapError(
-            f"data.reader.labels has {', '.join(labels)}: give positive, negative and perhaps unknown"
+            f"data.reader.labels={labels}: give positive, negative and perhaps unknown, as "
+            f"{{positive: 1, negative: -1, unknown: 0}}"
         )
-    coding = {"": UNKNOWN}
-    for name, value in labels.items():
-        text = str(value).lower()
-        coding |= {text: meanings[name]} | (
-            {f"{text}.0": meanings[name]} if text.lstrip("-").isdigit() else {}
-        )
-    if len({str(value).lower() for value in labels.values()}) < len(labels):
-        raise HapError(f"data.reader.labels={dict(labels)} has one value for two meanings")
-    return coding
+    coding: dict[str, int] = {}
+    for meaning, values in labels.items():
+        several = isinstance(values, Sequence) and not isinstance(values, str)
+        for value in values if several else [values]:
+            text = "" if value is None else _spelling(str(value).strip())
+            if coding.setdefault(text, MEANINGS[meaning]) != MEANINGS[meaning]:
+                raise HapError(f"data.reader.labels={labels}: {value} has two meanings")
+    return {"": UNKNOWN} | coding
 
 
-def _records(
-    root: Path, part: _Part, names: Sequence[str], coding: Mapping[str, int], protocol: str
-) -> AttributeRecords:
-    _check_values(part, names, coding)
-    images: dict[Any, tuple[str, int, tuple[int, ...]]] = {}  # by file: its name, line and labels
+@lru_cache(maxsize=1024)
+def _spelling(cell: str) -> str:
+    """The same for "True" and "TRUE", and for 1, 1.0 and 1,0."""
+    whole = _WHOLE.fullmatch(cell)
+    return whole[1] if whole else cell.lower()
+
+
+def _read(
+    root: Path, tables: Sequence[_Table], names: Sequence[str], coding: Mapping[str, int], train_on: str
+) -> dict[str, dict[Any, _Image]]:
+    """The images of each split by file: one with several names is there once. All mistakes are reported together."""
+    found: dict[str, dict[Any, _Image]] = {split: {} for split in SPLITS}
     errors, again = [], []
-    for line, cells, too_long, _ in part.rows:
-        listed = cells[part.image]
-        path = relative(listed)
-        labels = tuple(coding[cells[name].lower()] for name in names)
-        if too_long:
-            errors.append(f"line {line}: more fields than the first line")
-        elif path is None:
-            errors.append(f"line {line}: image {listed!r} is none, or leads out of {root}")
-        elif not os.path.isfile(root / path):
-            errors.append(f"line {line}: image not found: {listed!r}")
-        else:
-            _, first, before = images.setdefault(file_id(root / path), (path, line, labels))
-            if before != labels:
-                errors.append(f"line {line}: the image of line {first} with other labels")
-            elif first != line:
-                again.append(f"line {line}: the image of line {first}")
-    if errors:
+    columns, advice = _check_values(tables, names, coding)
+    for table in tables:
+        for line, cells, too_long, too_short in table.rows:
+            place = f"{table.name}, line {line}"
+            split = table.split or cells["split"]
+            listed = cells[table.image]
+            path = relative(listed)
+            if too_long or too_short:
+                errors.append(f"{place}: {'more' if too_long else 'fewer'} fields than the first line")
+            elif split not in SPLITS:
+                errors.append(f"{place}: split {split!r} is not train, val or test")
+            elif path is None:
+                errors.append(f"{place}: image {listed!r} is empty or leads out of {root}")
+            elif not os.path.isfile(root / path):
+                errors.append(f"{place}: image not found: {listed!r}")
+            else:
+                labels = tuple(coding.get(_spelling(cells[name]), UNKNOWN) for name in names)
+                images = found["train" if (split, train_on) == ("val", "trainval") else split]
+                first = images.setdefault(file_id(root / path), _Image(path, labels, place))
+                if first.labels != labels:
+                    differ = next(n for n, a, b in zip(names, first.labels, labels, strict=True) if a != b)
+                    errors.append(
+                        f"{place}: the image of {first.place}, labelled differently ({printable(differ)})"
+                    )
+                elif first.place != place:
+                    again.append(f"{place}: the image of {first.place}")
+    if errors or columns:
         raise HapError(
-            f"{part.file} has {len(errors)} mistakes (images are below {root}){first_lines(errors)}"
+            f"{root}: {len(errors) + len(columns):,} mistakes in the tables (images are below this folder)"
+            f"{first_lines(errors)}{first_lines(columns)}{advice}"
         )
     if again:
-        log.warning("%s names %d images again, which count once%s", part.file, len(again), first_lines(again))
-    paths = [path for path, _, _ in images.values()]
-    table = np.array([labels for _, _, labels in images.values()], np.int8)
-    return AttributeRecords(root, paths, table, names, protocol)
+        log.warning("%s: %d images are there again, and count once%s", root, len(again), first_lines(again))
+    return found
 
 
-def _joined(first: AttributeRecords, second: AttributeRecords) -> AttributeRecords:
-    labels = np.concatenate([first.labels, second.labels])
-    return AttributeRecords(first.root, first.names + second.names, labels, first.attributes, first.protocol)
-
-
-def _check_values(part: _Part, names: Sequence[str], coding: Mapping[str, int]) -> None:
-    """Raise HapError for each column with values that mean nothing: all its values, their counts, the first line."""
-    errors, lists = [], False
-    for name in names:
-        stray = [row for row in part.rows if row.cells[name].lower() not in coding]
-        if not stray:
-            continue
-        value = stray[0].cells[name]
-        lists |= any(sign in value for sign in ";#|,[{")
-        counts = Counter(row.cells[name] for row in part.rows).most_common(6)
-        shown = ", ".join(f"{n:,} times {printable(value)!r}" for value, n in counts)
-        errors.append(
-            f"column {name}, line {stray[0].line}: {printable(value)!r} is no label; the column has {shown}"
-        )
+def _check_values(
+    tables: Sequence[_Table], names: Sequence[str], coding: Mapping[str, int]
+) -> tuple[list[str], str]:
+    """A line for each column with values that mean nothing: all its values, their counts, the first row; and advice."""
+    errors, lists, others = [], False, False
+    for table in tables:
+        rows = [
+            row for row in table.rows if not row.too_long and not row.too_short
+        ]  # whose cells may be shifted
+        for name in names:
+            counts = Counter(row.cells[name] for row in rows)
+            stray = [value for value in counts if _spelling(value) not in coding]
+            if not stray:
+                continue
+            line = next(row.line for row in rows if row.cells[name] == stray[0])
+            shown = [f"{_short(value)} {n:,} times" for value, n in counts.most_common(6)]
+            shown += [f"{len(counts) - 6:,} other values"] if len(counts) > 6 else []
+            errors.append(
+                f"{table.name}, column {printable(name)}, line {line}: {_short(stray[0])} is no label; the column has "
+                + ", ".join(shown)
+            )
+            is_list = any(sign in stray[0] for sign in ";#|,[{")
+            lists, others = lists or is_list, others or not is_list
+    advice = ""
+    if lists:
+        advice += "\nof a list of names in one cell make a column for each name, with 0 and 1"
+    if others:
+        advice += '\nsay what the values mean: "data.reader.labels={positive: 1, negative: -1, unknown: 0}"'
     if errors:
-        advice = 'say what the values mean: "data.reader.labels={positive: 1, negative: -1, unknown: 0}"'
-        if lists:
-            advice = "of a list of names in one cell make a column for each name, with 0 and 1"
-        raise HapError(f"{part.file}:{first_lines(errors)}\n{advice}")
+        advice += "\ncolumns that are no attributes are left out by data.reader.attributes=[NAMES]"
+    return errors, advice
 
 
-def _warn_of_leaks(root: Path, splits: Splits) -> None:
-    trained = {file_id(root / name) for name in splits["train"].names}
-    for split in ("val", "test") if splits["val"] is not splits["test"] else ("test",):
-        if shared := [name for name in splits[split].names if file_id(root / name) in trained]:
+def _short(value: str) -> str:
+    return repr(value if len(value) <= 40 else f"{value[:40]}...")
+
+
+def _warn_of_leaks(root: Path, found: Mapping[str, Mapping[Any, _Image]]) -> None:
+    for split in ("val", "test"):
+        shared = [image for file, image in found[split].items() if file in found["train"]]
+        if shared:
+            names = [f"{printable(image.name)} ({image.place})" for image in shared]
             log.warning(
-                "%s: %d images of %s are trained on: its scores will be too good%s",
-                *(root, len(shared), split, first_lines([printable(name) for name in shared])),
+                "%s: %d of %d images of %s are trained on: its scores will be too good%s",
+                *(root, len(shared), len(found[split]), split, first_lines(names)),
             )
