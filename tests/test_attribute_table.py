@@ -303,7 +303,21 @@ def test_images_that_are_there_twice(write, caplog):
         in caplog.text
     )
     leak = "2 of 3 images of test are trained on: its scores will be too good"
-    assert f"{leak}\n  b.jpg (test.csv, line 2)\n  a.jpg (test.csv, line 4)" in caplog.text
+    first = "b.jpg (test.csv, line 2; labelled differently in train)"
+    assert f"{leak}\n  {first}\n  a.jpg (test.csv, line 4)\n" in caplog.text
+    assert "the best epoch" not in caplog.text
+
+
+def test_an_image_in_val_and_test(write, caplog):
+    rows = "a.jpg,train,1\nb.jpg,train,0\nc.jpg,val,0\nd.jpg,val,1\nc.jpg,test,0\ne.jpg,test,1\n"
+    root = write(attributes=f"image,split,hat\n{rows}")
+    with caplog.at_level(logging.WARNING):
+        read_attribute_table(root)
+    assert (
+        "1 of 2 images of test are in val: the best epoch is chosen by them\n  c.jpg (attributes.csv, line 6)"
+        in caplog.text
+    )
+    assert "trained on" not in caplog.text
 
 
 def test_an_image_in_train_and_val(write, caplog):

@@ -81,7 +81,8 @@ def test_names_do_nothing_to_a_terminal(tmp_path):
         ("sep=;\n", "is empty"),
         ("path,hat\na,1\n", "no column image; the first line has path, hat"),
         ("image,hat,hat\na,1,1\n", "2 columns are called 'hat'"),
-        ("image,,hat\na,1,1\n", "column 2 has no name"),
+        ("image,,hat\na,1,1\n", "column 2 has no name;"),
+        (",image,hat\n0,a,1\n", r"column 1 has no name \(an index of pandas: write it with index=False\);"),
         ('image,hat\n"a,1\n', "line 2"),
     ],
 )

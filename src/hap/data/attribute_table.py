@@ -256,11 +256,19 @@ def _short(value: str) -> str:
 
 
 def _warn_of_leaks(root: Path, found: Mapping[str, Mapping[Any, _Image]]) -> None:
-    for split in ("val", "test"):
-        shared = [image for file, image in found[split].items() if file in found["train"]]
-        if shared:
-            names = [f"{printable(image.name)} ({image.place})" for image in shared]
+    for first, split, harm in (
+        ("train", "val", "are trained on: its scores will be too good"),
+        ("train", "test", "are trained on: its scores will be too good"),
+        ("val", "test", "are in val: the best epoch is chosen by them"),
+    ):
+        lines = []
+        for file, image in found[split].items():
+            if file in found[first]:
+                differs = image.labels != found[first][file].labels
+                place = f"{image.place}; labelled differently in {first}" if differs else image.place
+                lines.append(f"{printable(image.name)} ({place})")
+        if lines:
             log.warning(
-                "%s: %d of %d images of %s are trained on: its scores will be too good%s",
-                *(root, len(shared), len(found[split]), split, first_lines(names)),
+                "%s: %d of %d images of %s %s%s",
+                *(root, len(lines), len(found[split]), split, harm, first_lines(lines)),
             )

@@ -72,7 +72,12 @@ def read_table(path: Path, required: Sequence[str] = (), errors: str = "strict")
     (_, names), *rows = rows
     while not names[-1]:
         names.pop()
-    problems = [f"column {i} has no name" for i, name in enumerate(names, start=1) if not name]
+    index = " (an index of pandas: write it with index=False)"
+    problems = [
+        f"column {i} has no name{index if i == 1 else ''}"
+        for i, name in enumerate(names, start=1)
+        if not name
+    ]
     problems += [
         f"{n} columns are called {name!r}" for name, n in Counter(filter(None, names)).items() if n > 1
     ]
