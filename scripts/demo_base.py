@@ -28,7 +28,7 @@ def prepare() -> None:
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Sets that are not the published ones, encoders that were not fine-tuned, hints.
-    for name in ("hap.data.reid", "hap.runner", "lightning.pytorch"):
+    for name in ("hap.data", "hap.runner", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
