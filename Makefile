@@ -25,7 +25,7 @@ demo-attribute: $(READY)  ## attributes of drawn people, from the shipped weight
 	$(BIN)/python scripts/demo_attribute.py
 
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -100,6 +100,7 @@ _PATHS = (
     "gallery",
     "input",
     "out",
+    "predictions",
     "query",
     "root",
     "run_dir",

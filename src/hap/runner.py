@@ -72,7 +72,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     checkpoint = read_checkpoint(ckpt_path) if stage != "train" and ckpt_path is not None else None
     labels: dict[str, list[str]] = {}
     if checkpoint is not None and ckpt_path is not None:
-        labels = _classes_of(stage, cfg, ckpt_path, checkpoint)
+        labels = classes_of(stage, cfg, ckpt_path, checkpoint)
     elif cfg.zero_shot:
         cfg.task.model.update(dict.fromkeys(unknown_numbers(cfg), 1))  # the encoder alone is scored
     elif stage != "predict":
@@ -105,7 +105,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             raise HapError(f"predict needs {needed}; in place of a FOLDER: {INPUTS}")
         datamodule.splits = {"predict": read_inputs(given, cfg.video_stride)}
     if checkpoint is not None and ckpt_path is not None:
-        _load_whole(task, ckpt_path, checkpoint)
+        load_whole(task, ckpt_path, checkpoint)
     if stage == "eval" and labels:
         datamodule.setup()
         datamodule.splits = task.arranged(datamodule.splits, labels)
@@ -190,9 +190,7 @@ def count_classes(cfg: DictConfig, datamodule: DataModule) -> dict[str, list[str
     return labels
 
 
-def _classes_of(
-    stage: Stage, cfg: DictConfig, path: Path, checkpoint: dict[str, Any]
-) -> dict[str, list[str]]:
+def classes_of(stage: Stage, cfg: DictConfig, path: Path, checkpoint: dict[str, Any]) -> dict[str, list[str]]:
     """Set the numbers of the model that are null to those of a checkpoint. The names of its classes.
 
     Raises HapError where the configuration is of another model."""
@@ -319,7 +317,7 @@ def _resume(path: Path, cfg: DictConfig, datamodule: DataModule, task: Task) -> 
         raise HapError(f"{path} holds weights only: start a new run with weights={path}")
     if "hap" in checkpoint:
         check_same(cfg, checked(checkpoint["hap"], path), path)
-    _load_whole(task, path, checkpoint)
+    load_whole(task, path, checkpoint)
     loaders = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     datamodule.train_dataloader().load_state_dict(loaders[0])
     optimizers = checkpoint["optimizer_states"][0], task.configure_optimizers()["optimizer"].state_dict()
@@ -332,7 +330,7 @@ def _resume(path: Path, cfg: DictConfig, datamodule: DataModule, task: Task) -> 
     return CheckpointFiles(path, checkpoint)
 
 
-def _load_whole(task: Task, path: Path, checkpoint: dict[str, Any]) -> None:
+def load_whole(task: Task, path: Path, checkpoint: dict[str, Any]) -> None:
     try:
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

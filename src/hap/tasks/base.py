@@ -48,6 +48,7 @@ class Task(L.LightningModule):
     labels: Mapping[
         str, Sequence[str]
     ] = {}  # names of the classes, in the order of outputs; set by the runner
+    transform: Any = None  # of one image, to evaluate; set by hap.load_model
     description: Mapping[str, Any] | None = None  # what a checkpoint says of itself; set by the runner
     best_of: str | None = None  # the score by which the best epoch is kept, where validation is not the test
     learns_from_validation = False  # whether a checkpoint has to be written again after it
