@@ -84,6 +84,25 @@ def test_the_file_is_the_number(root, tmp_path, decay, which):
     assert not (tmp_path / "run/checkpoints/best.ckpt").exists()
 
 
+def test_weights_of_the_official_code_are_what_is_evaluated(root, tmp_path):
+    """Also where the recipe evaluates an average: there is none but these weights."""
+    options = ("task.ema_decay=null", "data.reader.train_on=trainval", "epochs=1")
+    logged = train(root, tmp_path / "run", *options)
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    names = {k: f"classifier.logits.0.{k[5:]}" if k.startswith("head.") else f"backbone.{k}" for k in model}
+    file = tmp_path / "official.pth"
+    torch.save({"state_dicts": {f"module.{names[k]}": v for k, v in model.items()}, "epoch": "0"}, file)
+    overrides = (*COMMON, f"data.root={root}", f"weights={file}", "task.ema_decay=0.5", *options[1:])
+    results = run("eval", config("eval", *overrides), tmp_path / "eval")
+    for name in ("mA", "F1", "loss"):
+        assert results[f"test/{name}"] == pytest.approx(logged[f"val/{name}"], abs=1e-6), name
+    assert protocol(tmp_path / "eval")["weights"] == str(file)
+    cfg = config("predict", *COMMON, f"weights={file}", "task.model.num_attributes=3", f"input={root}")
+    with pytest.raises(HapError, match="does not name the attributes"):
+        run("predict", cfg, tmp_path / "predict")
+
+
 def test_the_average_follows_every_step(root, tmp_path, monkeypatch):
     """e <- d e + (1 - d) w after each step, from the weights before the first; the decay is per 64 images."""
     states = []
@@ -103,6 +122,21 @@ def test_the_average_follows_every_step(root, tmp_path, monkeypatch):
         expected = {k: decay * v + (1 - decay) * state[k] for k, v in expected.items()}
     for name, value in expected.items():
         torch.testing.assert_close(checkpoint[f"ema.module.{name}"], value)
+
+
+@pytest.mark.parametrize("stop", [5, 7])  # at the end of an epoch, and within one
+def test_a_stopped_run_goes_on_with_its_average_and_its_best(root, tmp_path, stop):
+    whole = train(root, tmp_path / "whole")
+    first = train(root, tmp_path / "run", f"trainer.max_steps={stop}")
+    resumed = train(root, tmp_path / "run", "resume=auto")
+    states = [
+        torch.load(tmp_path / f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "run")
+    ]
+    torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
+    for name in ("val/mA", "best_val/mA", "best_val/epoch"):
+        assert resumed[name] == whole[name], name
+    assert resumed["best_val/mA"] >= first["best_val/mA"]
 
 
 def test_passes_of_a_step_have_the_gradient_of_one(root, tmp_path):

@@ -135,7 +135,10 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         results |= getattr(callback, "best", {})
     results |= {"steps": trainer.global_step, "seconds": round(seconds, 1)}
     if trainer.is_global_zero:
-        _write_results(results, _protocol(stage, task, datamodule), run_dir, show=stage == "eval")
+        protocol = _protocol(stage, task, datamodule)
+        if protocol and stage == "eval" and ckpt_path is None:
+            protocol["weights"] = str(cfg.weights)
+        _write_results(results, protocol, run_dir, show=stage == "eval")
     return results
 
 

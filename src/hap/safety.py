@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from hap.checkpointing import checkpoints_in, is_intact, point_to_last, set_aside
+from hap.checkpointing import checkpoints_in, is_intact, point_to_last, read_checkpoint, set_aside
 from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Checkpoints(L.Callback):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
                 self._handlers[number] = signal.signal(number, self._on_signal)
         self._saved_at = time.monotonic()
+        self._find_best(trainer)
         if trainer.received_sigterm:  # since then
             self._on_signal(signal.SIGTERM, None)
         if trainer.is_global_zero:
@@ -145,6 +146,15 @@ class Checkpoints(L.Callback):
         if value > self.best.get(f"best_val/{task.best_of}", -1):
             self.best = {f"best_val/{task.best_of}": value, "best_val/epoch": trainer.current_epoch}
             self._write(trainer, _folder(trainer) / "best.ckpt")
+
+    def _find_best(self, trainer: Any) -> None:
+        """The checkpoint at the end of an epoch is written before its validation: what was the best by then, the best
+        one knows itself."""
+        path = _folder(trainer) / "best.ckpt"
+        if trainer.ckpt_path and is_intact(path):
+            kept = read_checkpoint(path, verified=True)
+            if kept["global_step"] <= trainer.global_step:
+                self.best = kept["callbacks"][self.state_key]["best"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -162,7 +162,11 @@ class Attribute(Task):
             writer.writerow(["attribute", *Scores._fields, "threshold"])
             values = zip(*(column.tolist() for column in scores), thresholds, strict=True)
             writer.writerows([name, *map(_cell, row)] for name, row in zip(names, values, strict=True))
-        mistakes = confident_mistakes(probability, labels, threshold).tolist()
+        mistakes = [
+            (row, column)
+            for row, column in confident_mistakes(probability, labels, threshold).tolist()
+            if dataset.problem(int(index[row])) is None  # a table of predictions needs no images
+        ]
         curve = threshold_curve(probability, labels).numpy()
         pictures = {
             "thresholds": curves(
@@ -192,19 +196,21 @@ class Attribute(Task):
             "weights": "raw" if self.ema is None else "EMA",
         }
 
-    def _weigh(self) -> None:
-        """The loss of an evaluation is weighted by the training labels, too; files of others lack their shares."""
-        if self.ratio.isnan().any():
-            labels = self.trainer.datamodule.records("train").labels  # type: ignore[attr-defined]
-            self.ratio.copy_(torch.from_numpy(share_of_yes(labels)))
+    def _complete(self) -> None:
+        """What a checkpoint has, and a model of other weights lacks: the average, which begins at the weights, and the
+        shares by which the loss is weighted, in an evaluation too."""
+        if not self.ratio.isnan().any():
+            return
+        labels = self.trainer.datamodule.records("train").labels  # type: ignore[attr-defined]
+        self.ratio.copy_(torch.from_numpy(share_of_yes(labels)))
+        if self.ema is not None:
+            self.ema.set(self.model)
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        self._weigh()
+        self._complete()
         if self.ema is not None and self.ema_decay is not None:
             self.ema.decay = self.ema_decay ** (self.batch_plan.total / EMA_BATCH)
-            if self.global_step == 0:
-                self.ema.set(self.model)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -228,7 +234,7 @@ class Attribute(Task):
                 "task.threshold=val would tune the thresholds on the test split: data.reader.train_on=train leaves "
                 "a validation split where the data set has one"
             )
-        self._weigh()
+        self._complete()
         super().on_validation_epoch_start()
         self.metric.threshold = 0.5 if self.threshold == "val" else self._decisions()
 
@@ -238,7 +244,7 @@ class Attribute(Task):
             self.thresholds.copy_(self.metric.best_thresholds())
 
     def on_test_epoch_start(self) -> None:
-        self._weigh()
+        self._complete()
         super().on_test_epoch_start()
         self.metric.threshold = self._decisions()
 
