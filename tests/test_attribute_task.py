@@ -193,6 +193,13 @@ def test_thresholds_are_not_tuned_on_the_test(root, tmp_path):
         train(root, tmp_path / "run", "task.threshold=val", "data.reader.train_on=trainval")
 
 
+def test_an_average_that_stays_untrained_is_told(root, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(root, tmp_path / "run", "epochs=1")
+    left = 0.9998 ** (8 / 64 * 5)
+    assert f"will still be {100 * left:.0f} % untrained ones at the end" in caplog.text
+
+
 @pytest.mark.parametrize("threshold", ["1", "-0.1", "best"])
 def test_a_threshold_is_a_probability(root, tmp_path, threshold):
     with pytest.raises(HapError, match=f"task.threshold={threshold}"):

@@ -211,6 +211,13 @@ class Attribute(Task):
         self._complete()
         if self.ema is not None and self.ema_decay is not None:
             self.ema.decay = self.ema_decay ** (self.batch_plan.total / EMA_BATCH)
+            left = self.ema.decay ** (self.steps_per_epoch * self.recipe.epochs)
+            if left > 0.01:
+                rank_zero_only(log.warning)(
+                    "the average of the weights, which is evaluated, will still be %.0f %% untrained ones at the end: "
+                    "for a run as short as this set task.ema_decay=null",
+                    100 * left,
+                )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
