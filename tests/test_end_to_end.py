@@ -149,7 +149,7 @@ def test_weights_initialise_and_are_reported(trained, luperson, tmp_path, caplog
     [
         ("eval", [], "ckpt_path="),
         ("predict", ["ckpt_path={last}"], "predict needs input=FOLDER"),
-        ("predict", ["ckpt_path={last}", "input=nowhere"], "folder not found: nowhere"),
+        ("predict", ["ckpt_path={last}", "input=nowhere"], "input: not found: nowhere"),
         ("train", ["weights=nothing.pth"], "nothing.pth"),
         ("train", ["total_batch_size=9", "micro_batch_size=2"], "not a multiple"),
         ("train", ["total_batch_size=512"], "fewer than total_batch_size=512"),

@@ -25,23 +25,9 @@ from hap.errors import BadSample, printable
 log = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = (
-    *(
-        ".3gp",
-        ".avi",
-        ".flv",
-        ".m2ts",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-        ".mpeg",
-        ".mpg",
-        ".mts",
-        ".ogv",
-        ".ts",
-    ),
-    *(".webm", ".wmv"),
-)
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
+    ".wmv",
+)  # fmt: skip
 LOOKED_AT = 64  # frames by which is decided whether stamps tell frames apart
 PATIENCE = 100  # failures of the decoder in a row; no more is to come
 
