@@ -4,6 +4,8 @@ import csv
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -186,6 +188,27 @@ def test_thresholds_are_tuned_on_validation_and_kept(root, trained, tmp_path):
         scores = label_scores(task(batch).sigmoid(), batch["labels"], state["thresholds"])
     assert results["test/mA"] == pytest.approx(scores.mA.mean().item())
     assert "tuned on the validation split" in protocol(tmp_path / "eval")["threshold"]
+
+
+def test_two_processes_evaluate_as_one(root, trained, tmp_path):
+    """17 images on two processes: one is seen twice, and counts once. Tables, thresholds and pictures are of all."""
+    checkpoint = trained / "checkpoints/best.ckpt"
+    one = evaluate(root, tmp_path / "one", checkpoint, "task.threshold=val")
+    options = (
+        *COMMON,
+        f"data.root={root}",
+        f"ckpt_path={checkpoint}",
+        "task.threshold=val",
+        "data.eval_batch_size=4",
+    )
+    command = [sys.executable, "-m", "hap.eval", *options, "trainer=ddp_cpu", f"run_dir={tmp_path}/two"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    two = json.loads((tmp_path / "two/results.json").read_text())
+    for name, value in one.items():
+        if name.startswith("test/"):
+            assert two[name] == pytest.approx(value, rel=1e-5), name
+    tables = [(tmp_path / name / "per_attribute.csv").read_text() for name in ("one", "two")]
+    assert tables[0] == tables[1]
 
 
 def test_thresholds_are_not_tuned_on_the_test(root, tmp_path):
