@@ -12,7 +12,7 @@ import pytest
 from hap.errors import HapError
 from hap.tasks.attribute_answers import read_answers, write_answers
 
-Image = namedtuple("Image", ["file", "frame", "seconds"], defaults=[None, None])
+Image = namedtuple("Image", ["file", "frame", "seconds", "box"], defaults=[None, None, None])
 HAT_BAG = ("hat", "bag")
 
 

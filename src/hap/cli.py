@@ -94,6 +94,7 @@ def run_with_hydra(
 
 
 _PATHS = (
+    "boxes",
     "ckpt_path",
     "dir",
     "dirpath",

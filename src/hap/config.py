@@ -112,6 +112,9 @@ class Root:
     query: str | None = None  # predict, for retrieval: the same, of what to look for ...
     gallery: str | None = None  # ... and of what to look in
     video_stride: int = 1  # predict: every so manieth frame of videos
+    boxes: str | None = (
+        None  # predict: the people in full pictures, CSV image,x,y,w,h[,score] or COCO's detections
+    )
     data: Any = MISSING
     task: Any = MISSING
     model: ViTConfig = field(default_factory=ViTConfig)

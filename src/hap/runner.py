@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
 from hap.config import CONF_DIR, Root, check_config
 from hap.data.base import DataModule
+from hap.data.boxes import read_boxes
 from hap.data.files import user_path
 from hap.data.sources import INPUTS, read_inputs
 from hap.description import check_same, checked, describe_run
@@ -103,7 +104,9 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if len(given) < len(task.inputs):
             needed = " ".join(f"{part}=FOLDER" for part in task.inputs)
             raise HapError(f"predict needs {needed}; in place of a FOLDER: {INPUTS}")
-        datamodule.splits = {"predict": read_inputs(given, cfg.video_stride)}
+        inputs = read_inputs(given, cfg.video_stride)
+        people = inputs if cfg.boxes is None else read_boxes(user_path(cfg.boxes), inputs)
+        datamodule.splits = {"predict": people}
     if checkpoint is not None and ckpt_path is not None:
         load_whole(task, ckpt_path, checkpoint)
     if stage == "eval" and labels:

@@ -18,6 +18,7 @@ _PNG_END = b"\0\0\0\0IEND"
 # Markers of a JPEG that begin a frame, and with it height and width; those without anything behind them.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # of EXIF
 _SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
 
 
@@ -61,14 +62,18 @@ def decode_image(data: bytes, upright: bool = False) -> np.ndarray:
     return image
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width as the header of a complete image file gives them. Raises BadSample.
+def image_size(data: bytes, upright: bool = False) -> tuple[int, int]:
+    """Height and width as the header of a complete image file gives them; `upright`: of the image as it is turned by
+    its EXIF orientation. Raises BadSample.
 
     That a JPEG or PNG is complete is looked for here: decoders fill the missing part with grey and say nothing.
     More may follow, as phones append videos and second pictures.
     """
     if not data:
         raise BadSample("the file is empty")
+    if upright:
+        height, width = image_size(data)
+        return (width, height) if _lies(data) else (height, width)
     if data.startswith(_JPEG):
         return _jpeg_size(data)
     if data.startswith(_PNG):
@@ -83,6 +88,16 @@ def image_size(data: bytes) -> tuple[int, int]:
         raise BadSample(str(error)) from None
     except Exception:  # the plug-ins of Pillow fail in any way on a damaged header
         raise BadSample("not an image that OpenCV can decode") from None
+
+
+def _lies(data: bytes) -> bool:
+    """Whether the EXIF orientation turns the image by a quarter."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            # Of a TIFF, Pillow gives the size as it is turned.
+            return image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+    except Exception:  # as above
+        return False
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

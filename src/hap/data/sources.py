@@ -40,6 +40,7 @@ class ImageRecord(Encoded):
     upright: ClassVar[bool] = True  # photographs, seen as a viewer shows them
     frame: ClassVar[int | None] = None
     seconds: ClassVar[float | None] = None
+    box: ClassVar[None] = None  # it is the whole image
 
     @property
     def file(self) -> str:
@@ -59,6 +60,8 @@ class FrameRecord:
     video: Video = field(repr=False)
     frame: int
     part: str
+
+    box: ClassVar[None] = None
 
     @property
     def name(self) -> str:
@@ -148,11 +151,17 @@ def read_inputs(given: Mapping[str, str], video_stride: int = 1) -> Inputs:
 
 def source_columns(records: Sequence[Any]) -> dict[str, list[Any]]:
     """What a result table says of where each row is from: `image`, the file as it was given; where there are videos,
-    `frame` and `seconds`, empty for images."""
+    `frame` and `seconds`, empty for images; where there are boxes, `box`, its place in their file, and `x,y,w,h,score`
+    as they are there."""
     columns: dict[str, list[Any]] = {"image": [record.file for record in records]}
     if any(record.frame is not None for record in records):
         columns["frame"] = ["" if record.frame is None else record.frame for record in records]
         columns["seconds"] = ["" if record.frame is None else f"{record.seconds:.3f}" for record in records]
+    if records and records[0].box is not None:
+        for name, values in zip(
+            ("box", *"xywh", "score"), zip(*(r.box for r in records), strict=True), strict=True
+        ):
+            columns[name] = ["" if value is None else value for value in values]
     return columns
 
 
@@ -215,13 +224,16 @@ def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
 def _listed(key: str, path: Path) -> dict[str, Path]:
     """What a list names."""
     if path.suffix.lower() == ".csv":
-        table = read_table(path)
+        table = read_table(path, errors="surrogateescape")
         column = next((name for name in ("image", "path") if name in table.columns), None)
         if column is None:
             raise HapError(f"{key}: {path} has no column image or path; it has {', '.join(table.columns)}")
         lines = [(row.line, row.cells[column]) for row in table.rows]
     else:
-        lines = [(n, line.strip()) for n, line in enumerate(read_text(path).split("\n"), start=1)]
+        lines = [
+            (n, line.strip())
+            for n, line in enumerate(read_text(path, "surrogateescape").split("\n"), start=1)
+        ]
         lines = [(n, line) for n, line in lines if line and not line.startswith("#")]
     found: dict[str, Path] = {}
     seen: set[str] = set()

@@ -42,6 +42,7 @@ class Video:
         name: what it is called in messages.
 
     Attributes:
+        size: height and width in pixels, as a viewer shows it.
         seconds: float64 (N,), the time of each frame. Where the stamps of the file are not one for each frame (frames
             that are not shown, or cut off by an edit), all frames are decoded once for theirs; where those do not
             ascend (MPEG program streams), times are multiples of 1 / frame rate. A file that cannot be read at all
@@ -52,11 +53,15 @@ class Video:
         self.path, self.name = os.path.abspath(path), name
         self._passes: dict[int, _Pass] = {}  # of the process that it is in
         self.stamped = False
-        self.seconds = np.zeros(1)
+        self.seconds, self.size = np.zeros(1), (0, 0)
         try:
             capture = self.open()
         except BadSample:
             return
+        sides = (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+        lies = turn(capture) in (cv2.ROTATE_90_CLOCKWISE, cv2.ROTATE_90_COUNTERCLOCKWISE)
+        height, width = (int(capture.get(side)) for side in (sides[::-1] if lies else sides))
+        self.size = height, width
         packets = np.sort([stamp for stamp in stamps(self.open(packets=True)) if stamp is not None])
         first = list(islice(stamps(capture), LOOKED_AT))
         if not first:
@@ -126,7 +131,7 @@ class _Pass:
 
     def __init__(self, video: Video):
         self.video, self.capture = video, video.open()
-        self.turn = _TURNS.get(int(self.capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360)
+        self.turn = turn(self.capture)
         self.frame = -1  # that was decoded last
         self.lost: set[int] = set()  # frames before it that could not be
 
@@ -155,6 +160,11 @@ class _Pass:
             raise BadSample(f"frame {frame}, at {self.video.seconds[frame]:.2f} s, cannot be decoded")
         image = image if self.turn is None else cv2.rotate(image, self.turn)
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def turn(capture: cv2.VideoCapture) -> int | None:
+    """What `cv2.rotate` has to do with a frame for it to be seen upright."""
+    return _TURNS.get(int(capture.get(cv2.CAP_PROP_ORIENTATION_META)) % 360)
 
 
 def stamps(capture: cv2.VideoCapture) -> Iterator[float | None]:

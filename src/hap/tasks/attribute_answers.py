@@ -16,7 +16,7 @@ from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
 
-OTHERS = ("image", "frame", "seconds", "positive")  # columns that are no attributes
+OTHERS = ("image", "frame", "seconds", "box", *"xywh", "score", "positive")  # columns that are no attributes
 
 
 def write_answers(

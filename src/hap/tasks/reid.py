@@ -208,12 +208,13 @@ def people_in_names(records: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]
     """Person and camera of each image by its file name, int64 (N, 2), and whether the name tells, bool (N,).
 
     Where it does not, and for distractors, who are nobody's match: a negative person of its own. All names of
-    one file (links, hard links) have the same row, so that no image finds itself; each frame of a video has its own.
+    one file (links, hard links) have the same row, so that no image finds itself; each frame of a video has its own,
+    and each box in a picture, of which its name says nothing.
     """
-    files = [(file_id(record.path), record.frame) for record in records]
+    files = [(file_id(record.path), record.frame, record.box) for record in records]
     told: dict[Any, set[tuple[int, int]]] = {}
     for file, record in zip(files, records, strict=True):
-        who = identity_in_name(Path(record.file).name)
+        who = identity_in_name(Path(record.file).name) if record.box is None else None
         told.setdefault(file, set()).update({who} if who else ())
     rows = {}
     for number, (file, names) in enumerate(told.items(), start=1):
@@ -244,7 +245,7 @@ def draw_strips(dataset: Dataset, strips: Sequence[Strip]) -> np.ndarray:
     images = {index: dataset[0, index]["image"].permute(1, 2, 0).numpy() for index in shown}  # (H, W, 3)
 
     def tile(index: int, colour: tuple[int, int, int], text: str) -> Tile:
-        name = re.sub(r"\.\w+(#\d+)?$", r"\1", Path(dataset.records[index].name).name)
+        name = re.sub(r"\.\w+(?=(#\d+)?(, box \d+)?$)", "", Path(dataset.records[index].name).name)
         return Tile(images[index], colour, (printable(name), text))
 
     rows = []
