@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 IMAGE = ("image", "path")  # the column of the image is called one of these
-TAKEN = (*IMAGE, "split", "frame", "seconds", "positive")  # mean something else, here or in hap's own tables
+# These mean something else, here or in hap's own tables.
+TAKEN = (*IMAGE, "split", "frame", "seconds", "box", *"xywh", "score", "positive")
 MEANINGS = {"positive": 1, "negative": 0, "unknown": UNKNOWN}
 USUAL = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0, "": UNKNOWN}
 
