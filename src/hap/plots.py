@@ -111,7 +111,7 @@ def curves(
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
     for name, y in values.items():
         axes.plot(x, 100 * y, label=name)
-    axes.set(xlim=(x[0], max(x[0] + 1e-9, x[-1])), ylim=(0, 101))
+    axes.set(xlim=(x[0], x[-1] if len(x) > 1 else x[0] + 1), ylim=(0, 101))
     axes.grid(alpha=0.3)
     if len(values) > 1:
         axes.legend()

@@ -150,9 +150,8 @@ def _score(cfg: DictConfig, datamodule: DataModule, run_dir: Path) -> dict[str, 
     split = datamodule.test_split
     labels = count_classes(cfg, datamodule)
     _record(cfg, run_dir, None)
-    cfg.model.update(
-        embed_dim=8, depth=1, num_heads=1
-    )  # for the task to be built; nothing is computed with it
+    # For the task to be built; nothing is computed with it.
+    cfg.model.update(embed_dim=8, depth=1, num_heads=1)
     task: Task = build(cfg.task, "task")
     task.labels = labels
     start = time.perf_counter()

@@ -14,6 +14,7 @@ import numpy as np
 from hap.data.attribute import UNKNOWN, AttributeRecords, Splits, log_labels
 from hap.data.attribute_splits import choose
 from hap.data.files import file_id, first_lines, relative
+from hap.data.sources import SOURCE_COLUMNS
 from hap.data.tables import Row, read_table
 from hap.errors import HapError, printable
 
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 IMAGE = ("image", "path")  # the column of the image is called one of these
 # These mean something else, here or in hap's own tables.
-TAKEN = (*IMAGE, "split", "frame", "seconds", "box", *"xywh", "score", "positive")
+TAKEN = (*IMAGE, "split", *SOURCE_COLUMNS, "positive")
 MEANINGS = {"positive": 1, "negative": 0, "unknown": UNKNOWN}
 USUAL = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0, "": UNKNOWN}
 

@@ -20,6 +20,8 @@ from hap.errors import HapError, printable
 log = logging.getLogger(__name__)
 
 LIST_SUFFIXES = (".csv", ".txt")
+BOX_COLUMNS = ("box", *"xywh", "score")
+SOURCE_COLUMNS = ("image", "frame", "seconds", *BOX_COLUMNS)  # that result tables may have
 INPUTS = "an image, a video, a pattern such as 'crops/*.jpg', or a list (.txt, .csv)"
 
 
@@ -158,9 +160,7 @@ def source_columns(records: Sequence[Any]) -> dict[str, list[Any]]:
         columns["frame"] = ["" if record.frame is None else record.frame for record in records]
         columns["seconds"] = ["" if record.frame is None else f"{record.seconds:.3f}" for record in records]
     if records and records[0].box is not None:
-        for name, values in zip(
-            ("box", *"xywh", "score"), zip(*(r.box for r in records), strict=True), strict=True
-        ):
+        for name, values in zip(BOX_COLUMNS, zip(*(r.box for r in records), strict=True), strict=True):
             columns[name] = ["" if value is None else value for value in values]
     return columns
 

@@ -116,12 +116,6 @@ class Attribute(Task):
     def write_predictions(self, rows: dict[str, torch.Tensor], records: Sequence[Any], folder: Path) -> None:
         """`attributes.csv`, see `write_answers`; `NUM_CARDS` images at most, evenly spread, with all that is said of
         them below `pictures/`, and together in `contact_sheet.png`."""
-        if "attributes" not in self.labels:
-            raise HapError(
-                "weights=FILE does not name the attributes: give ckpt_path=FILE of a checkpoint of hap"
-            )
-        if self.needs_validation:
-            raise HapError("task.threshold=val: the thresholds of this model were never tuned; give a number")
         probability, threshold = rows["probability"].numpy(), self._decisions().cpu().numpy()
         write_answers(folder / "attributes.csv", records, self.labels["attributes"], probability, threshold)
         dataset = Dataset(records, lambda *sample: {})
@@ -249,6 +243,15 @@ class Attribute(Task):
         super().on_validation_epoch_end()
         if self.threshold == "val":
             self.thresholds.copy_(self.metric.best_thresholds())
+
+    def on_predict_start(self) -> None:
+        """What would be missing at the end is told before the images are read."""
+        if "attributes" not in self.labels:
+            raise HapError(
+                "weights=FILE does not name the attributes: give ckpt_path=FILE of a checkpoint of hap"
+            )
+        if self.needs_validation:
+            raise HapError("task.threshold=val: the thresholds of this model were never tuned; give a number")
 
     def on_test_epoch_start(self) -> None:
         self._complete()

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from hap.data.files import first_lines
-from hap.data.sources import source_columns
+from hap.data.sources import SOURCE_COLUMNS, source_columns
 from hap.data.tables import read_table
 from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
 
-OTHERS = ("image", "frame", "seconds", "box", *"xywh", "score", "positive")  # columns that are no attributes
+OTHERS = (*SOURCE_COLUMNS, "positive")  # columns that are no attributes
 
 
 def write_answers(
     path: Path, records: Sequence[Any], attributes: Sequence[str], probability: np.ndarray, threshold: Any
 ) -> None:
-    """CSV: `image`, for videos `frame` and `seconds`, a column of probabilities for each attribute, and `positive`:
-    the names of those above their threshold, joined with `;`.
+    """CSV: where a row is from (`source_columns`), a column of probabilities for each attribute, and `positive`: the
+    names of those above their threshold, joined with `;`.
 
     Args:
         probability: float32 (N, A).
