@@ -111,6 +111,20 @@ def test_joints_are_mapped_by_name():
         skeleton.mapped(["a", "left_b", "c"], "f.json")
 
 
+def test_another_order_is_the_same_joint_set():
+    index = np.random.default_rng(0).permutation(17).tolist()
+    other = COCO.arranged(index)
+
+    def names(skeleton, pairs):
+        return {frozenset(skeleton.joints[i] for i in pair) for pair in pairs}
+
+    assert other.joints == tuple(COCO.joints[i] for i in index)
+    assert other.sigmas == tuple(COCO.sigmas[i] for i in index)
+    assert names(other, other.flip_pairs) == names(COCO, COCO.flip_pairs)
+    assert names(other, other.links) == names(COCO, COCO.links)
+    assert {other.joints[i] for i in other.upper_body} == {COCO.joints[i] for i in COCO.upper_body}
+
+
 @pytest.mark.parametrize("skeleton", [COCO, MPII, AIC, of_names(["a", "l_b", "r_b"], links=[["a", "l_b"]])])
 def test_a_checkpoint_keeps_a_joint_set(skeleton: Skeleton):
     kept = of_labels(skeleton.labels())

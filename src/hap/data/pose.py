@@ -12,8 +12,8 @@ import numpy as np
 
 from hap.data.decoding import Encoded
 from hap.data.files import read_file
-from hap.pose.skeletons import Skeleton
-from hap.pose.truth import Truth
+from hap.pose.skeletons import Skeleton, of_names
+from hap.pose.truth import Truth, arranged
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,19 @@ class PoseRecords(Sequence["PoseRecord"]):
             columns = ("image", "ids", "box", "center", "scale", "score", "joints")
             return replace(self, **{name: getattr(self, name)[index] for name in columns})
         return PoseRecord(self, range(len(self))[index])
+
+    def arranged(self, joints: Sequence[str]) -> "PoseRecords":
+        """The same people with the joints in the order of a model's.
+
+        Raises:
+            HapError: names the joints that only one side has.
+        """
+        index = of_names(joints, name="the model").mapped(self.skeleton.joints, str(self.root))
+        if (index == np.arange(len(index))).all():
+            return self
+        truth = None if self.truth is None else arranged(self.truth, index.tolist())
+        skeleton = self.skeleton.arranged(index.tolist())
+        return replace(self, joints=self.joints[:, index], skeleton=skeleton, truth=truth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -102,6 +102,22 @@ class Skeleton:
                 f"missing {_listed(missing) or 'none'}; new {_listed(new) or 'none'}"
             )
         return np.array([place[name] for name in own])
+
+    def arranged(self, index: Sequence[int]) -> "Skeleton":
+        """The same joints in another order: joint k is the former joint index[k]."""
+        place = np.argsort(index).tolist()
+
+        def pairs(values: Any) -> tuple[Any, ...]:
+            return tuple((place[a], place[b]) for a, b in values)
+
+        return replace(
+            self,
+            joints=tuple(self.joints[i] for i in index),
+            flip_pairs=pairs(self.flip_pairs),
+            upper_body=tuple(place[i] for i in self.upper_body),
+            sigmas=None if self.sigmas is None else tuple(self.sigmas[i] for i in index),
+            links=pairs(self.links),
+        )
 
     def labels(self) -> dict[str, list[str]]:
         """What a checkpoint keeps of it."""

@@ -1,6 +1,8 @@
 """Ground truth in one form, whatever wrote its file, so that a perfect prediction scores 1."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -53,3 +55,11 @@ class MpiiTruth:
 
 
 Truth = CocoTruth | MpiiTruth
+
+
+def arranged(truth: Truth, index: Sequence[int]) -> Truth:
+    """The same people with their joints in another order: joint k is the former joint index[k]."""
+    columns: dict[str, Any] = {"joints": truth.joints[:, index]}
+    if isinstance(truth, MpiiTruth):
+        columns["labelled"] = truth.labelled[:, index]
+    return replace(truth, skeleton=truth.skeleton.arranged(index), **columns)
