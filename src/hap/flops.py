@@ -40,8 +40,8 @@ def peak_of(name: str) -> float | None:
 
 def training_flops(task: torch.nn.Module, sample: dict) -> float:
     """FLOPs (a multiply-add is two) of forward and backward for one sample: three times the forward pass."""
-    batch = {name: value.to("meta") for name, value in default_collate([sample]).items()}
-    twin = copy.deepcopy(task).to("meta").eval()
+    batch = {name: value.to("meta") for name, value in default_collate([sample] * 2).items()}  # a batch norm
+    twin = copy.deepcopy(task).to("meta").train()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         twin(batch)
-    return 3.0 * counter.get_total_flops()
+    return 3.0 * counter.get_total_flops() / 2
