@@ -294,6 +294,22 @@ def test_coco_chain_on_detections():
     assert [values[threshold]["poses"] for threshold in (0.9, 1, 0.5)] == [79, 118, 54]
 
 
+@samples
+def test_an_image_without_a_box_costs_recall():
+    records, keypoints = stretched(coco_sample())
+    rows = np.flatnonzero(np.array(records.truth.image_ids)[records.image] != 785)
+    metric = PoseMetric()
+    metric.records = Records(
+        truth=records.truth, **{name: getattr(records, name)[rows] for name in ("image", "score", "scale")}
+    )
+    metric.update(torch.from_numpy(keypoints[rows]), torch.arange(96))
+    result = metric.compute()
+    poses, _ = metric.scored()
+    assert len(poses.image) == 79 - 18
+    assert result["AR"] < 0.8 - 0.05  # one person of twelve, who was found
+    assert ten(result) == pytest.approx(official(records.truth, poses), abs=1e-12)
+
+
 def official(truth: CocoTruth, poses: Poses) -> list[float]:
     people = [
         {
