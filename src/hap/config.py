@@ -94,7 +94,7 @@ class Root:
     weights: str | None = (
         None  # initialise the model: a file, or timm:NAME, hf:OWNER/REPO, https://..., drawn
     )
-    weights_source: str = "auto"  # hap, mae, timm, lightning, attributes
+    weights_source: str = "auto"  # hap, mae, timm, lightning, attributes, vitpose
     weights_entry: str | None = None  # the file's entry to take, such as teacher
     weights_prefix: str = ""  # what the encoder's names in it begin with, such as "backbone."
     weights_grid: Any = None  # rows x columns of the file's positions, such as 24x8

@@ -153,6 +153,18 @@ class WeightedBCE(nn.Module):
         return (loss * (labels >= 0)).sum(dim=1)
 
 
+class HeatmapLoss(nn.Module):
+    """Squared error of heat maps, the mean over all pixels of all joints: one that is not labelled counts as 0."""
+
+    def forward(self, heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """
+        Args:
+            heatmaps, target: (N, K, h, w).
+            weight: (N, K); difference and target are multiplied by it.
+        """
+        return ((heatmaps.float() - target) * weight[..., None, None]).square().mean()
+
+
 class _GatherRows(torch.autograd.Function):
     """(N, ...) on each rank -> (N x ranks, ...), in rank order. As every rank goes on with the same rows to
     the same loss, the sum of the ranks' gradients is a multiple of the own."""

@@ -1,8 +1,9 @@
-"""AdamW with named parameter groups, and the learning rate as a function of the fractional epoch."""
+"""AdamW with named parameter groups, and the learning rate as a function of the step."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -98,12 +99,25 @@ class Recipe:
             del group["names"]
         # The fused step of fp16 undoes the scale of the gradients itself: too late for clipping.
         fused = self.clip_norm is None
-        optimizer = torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=fused)
+        optimizer = self.kind(groups, lr=peak, betas=self.betas, eps=self.eps, fused=fused)
+        schedule = self.schedule(steps_per_epoch, schedule_steps)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+
+    @property
+    def kind(self) -> type[torch.optim.Optimizer]:
+        return torch.optim.AdamW
+
+    def schedule(self, steps_per_epoch: int, schedule_steps: int) -> Callable[[int], float]:
+        """Share of the peak learning rate at a step."""
 
         def factor(step: int) -> float:
             return self.factor(step // steps_per_epoch + step % steps_per_epoch / schedule_steps)
 
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return factor
+
+    def warmup(self, steps_per_epoch: int) -> float:
+        """Its length in epochs."""
+        return self.warmup_epochs
 
 
 @dataclass(frozen=True)
@@ -134,3 +148,51 @@ class EpochRecipe(Recipe):
                 1 + math.cos(math.pi * epoch / self.epochs)
             )
         return lr / self.lr
+
+
+@dataclass(frozen=True)
+class StepRecipe(Recipe):
+    """A learning rate that falls to a tenth at certain epochs, after a linear warm-up that is counted in steps (the
+    official code of 2D pose).
+
+    Args:
+        optimizer: adamw, or adam, without any decay.
+        milestones: epochs, from 0, at which the learning rate falls.
+        warmup_steps: length of the warm-up, whatever the length of an epoch; or give `warmup_epochs`.
+        warmup_ratio: share of the peak that it begins with.
+    """
+
+    warmup_epochs: float = 0.0
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    milestones: Sequence[int] = ()
+    warmup_steps: int | None = None
+    warmup_ratio: float = 0.001
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.optimizer not in ("adamw", "adam"):
+            raise ValueError(f"optimizer={self.optimizer}: adamw or adam")
+        if self.optimizer == "adam" and self.weight_decay:
+            raise ValueError(f"weight_decay={self.weight_decay}: 0 with optimizer=adam, or take adamw")
+        if self.warmup_steps is not None and self.warmup_epochs:
+            raise ValueError("give either warmup_steps or warmup_epochs")
+
+    @property
+    def kind(self) -> type[torch.optim.Optimizer]:
+        return torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+
+    def factor(self, epoch: float) -> float:
+        """Without the warm-up, which follows the steps."""
+        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def schedule(self, steps_per_epoch: int, schedule_steps: int) -> Callable[[int], float]:
+        warmup = self.warmup(steps_per_epoch) * steps_per_epoch
+
+        def factor(step: int) -> float:
+            rise = 1 - (1 - step / warmup) * (1 - self.warmup_ratio) if step < warmup else 1.0
+            return rise * self.factor(step // steps_per_epoch)
+
+        return factor
+
+    def warmup(self, steps_per_epoch: int) -> float:
+        return self.warmup_epochs if self.warmup_steps is None else self.warmup_steps / steps_per_epoch

@@ -127,12 +127,18 @@ def _limit(trainer: L.Trainer, steps: int, passes: int) -> int:
 
 def _warn(cfg: DictConfig, trainer: L.Trainer, task: Task, peak: float) -> None:
     """What is allowed, but seldom meant."""
-    warmup = task.recipe.warmup_epochs
+    warmup = task.recipe.warmup(task.steps_per_epoch)
     if warmup >= cfg.epochs:
         rank_zero_only(log.warning)(
             "the warm-up of %g epochs is not over in %d: the learning rate gets to %.3g of the peak %.3g and never "
-            "comes down. A tenth is usual: task.recipe.warmup_epochs=%g",
+            "comes down. A tenth is usual: task.recipe.warmup_epochs=%g%s",
             *(warmup, cfg.epochs, peak * cfg.epochs / warmup, peak, cfg.epochs / 10),
+            " task.recipe.warmup_steps=null" if "warmup_steps" in cfg.task.recipe else "",
+        )
+    if late := [e for e in getattr(task.recipe, "milestones", ()) if e >= cfg.epochs]:
+        rank_zero_only(log.warning)(
+            "the learning rate is to fall at epochs %s, after the last of %d: task.recipe.milestones=%s",
+            *(late, cfg.epochs, [cfg.epochs * 17 // 21, cfg.epochs * 20 // 21]),
         )
     every = trainer.check_val_every_n_epoch
     if every is not None and every > cfg.epochs and trainer.limit_val_batches:

@@ -81,7 +81,8 @@ def load_weights(
             `mae`: MAE's, with or without decoder;
             `timm`: a plain state dict, .safetensors or .pth;
             `lightning`: a checkpoint of this project;
-            `attributes`: one that the official code fine-tuned for attributes.
+            `attributes`: one that the official code fine-tuned for attributes;
+            `vitpose`: a pose model of ViTPose's or the official code.
             `auto` decides by the kind of container, never by the names of the parameters.
         entry: of a file of several state dicts the one to take, such as `teacher`; dots lead into dicts of dicts.
         prefix: what the encoder's names begin with, such as `backbone.`; names without it are left out.
@@ -104,6 +105,9 @@ def load_weights(
         state, found = find_state(file, source, entry, prefix)
         rest = others(file, state)
         state = _with_class_position({name: value for name, value in state.items() if is_tensor(value)})
+        adapted: list[str] = []
+        if hasattr(model, "adapted"):  # an encoder of other names than the rest
+            state, adapted = model.adapted(state, partial)
         if misfit := _misfit(state, model, partial):
             fitting = [keys for keys, other in rest.items() if not _misfit(other, model, partial=False)]
             hint = f": set {some([' or '.join(fitting)])}" if fitting else foreign(file)
@@ -114,6 +118,7 @@ def load_weights(
         raise HapError(f"{path}: {error}") from error
     model.load_state_dict(loaded, strict=False)
 
+    notes += adapted
     if located.note:
         notes.append(located.note)
     if rest:
@@ -194,16 +199,16 @@ def _fit(
             continue
         value, shape = state[name], tuple(getattr(state[name], "shape", ()))
         if name in POS_EMBEDS:
-            value = _dense(name, value, wanted)
+            value = dense(name, value, wanted)
             grid, assumed = _grid_of(name, shape, known, target_grid)
             value = resize_pos_embed(value, grid, target_grid)
             notes += [assumed] if assumed and name == "pos_embed" else []
         if getattr(value, "shape", None) == wanted.shape:
-            loaded[name] = _dense(name, value, wanted)
+            loaded[name] = dense(name, value, wanted)
             if name in POS_EMBEDS and grid != target_grid:
                 resized.append(name)
         elif name.startswith(ENCODER):
-            _dense(name, value, wanted)
+            dense(name, value, wanted)
             raise HapError(
                 f"{name} has shape {shape}, the model's has {tuple(wanted.shape)}: "
                 "the file is of a model of another size"
@@ -211,7 +216,7 @@ def _fit(
     return loaded, resized, notes
 
 
-def _dense(name: str, value: Any, wanted: Tensor) -> Tensor:
+def dense(name: str, value: Any, wanted: Tensor) -> Tensor:
     """Reads a parameter. Raises HapError if it is not of plain, finite numbers."""
     if isinstance(value, OddTensor):
         raise HapError(f"{name} is {value.what}: save it as a dense tensor of floating-point numbers")
@@ -229,7 +234,7 @@ def _with_class_position(state: State) -> State:
     if "cls_pos" not in state or "pos_embed" not in state:
         return state
     wanted = torch.empty(0)
-    apart = [_dense(name, state[name], wanted) for name in ("cls_pos", "pos_embed")]
+    apart = [dense(name, state[name], wanted) for name in ("cls_pos", "pos_embed")]
     return {name: value for name, value in state.items() if name != "cls_pos"} | {
         "pos_embed": torch.cat(apart, 1)
     }

@@ -156,6 +156,17 @@ def _from_attributes(entries: Mapping[str, Any]) -> State:
     return state
 
 
+def _from_vitpose(entries: Mapping[str, Any]) -> State:
+    """A pose model of mmpose's kind, ViTPose's and the official code's: heads of further data sets are associates."""
+    state = {}
+    for name, value in _entry(entries, "state_dict").items():
+        name = re.sub(r"^backbone\.", "", name.removeprefix("module."))
+        name = re.sub(r"^keypoint_head\.", "heads.0.", name)
+        name = re.sub(r"^associate_keypoint_heads\.(\d+)\.", lambda m: f"heads.{int(m[1]) + 1}.", name)
+        state[name] = value
+    return state
+
+
 def _entry(entries: Mapping[str, Any], key: str) -> State:
     """An entry that should be a state dict; empty if it is not there or is something else."""
     entry = entries.get(key)
@@ -168,6 +179,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any]], State]] = {
     "timm": _from_timm,
     "lightning": _from_lightning,
     "attributes": _from_attributes,
+    "vitpose": _from_vitpose,
 }
 
 
@@ -184,6 +196,8 @@ def _detect(file: WeightFile) -> tuple[str, str]:
         return "mae", "by its entry 'model', without 'arch'"
     if "state_dicts" in entries:
         return "attributes", "by its entry 'state_dicts'"
+    if "state_dict" in entries and "meta" in entries:
+        return "vitpose", "by its entries 'state_dict' and 'meta'"
     if "state_dict" in entries:
         return "timm", "by its entry 'state_dict'"
     if any(map(is_tensor, entries.values())):
