@@ -104,7 +104,7 @@ class Recipe:
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
     @property
-    def kind(self) -> type[torch.optim.Optimizer]:
+    def kind(self) -> type[torch.optim.Adam]:
         return torch.optim.AdamW
 
     def schedule(self, steps_per_epoch: int, schedule_steps: int) -> Callable[[int], float]:
@@ -178,7 +178,7 @@ class StepRecipe(Recipe):
             raise ValueError("give either warmup_steps or warmup_epochs")
 
     @property
-    def kind(self) -> type[torch.optim.Optimizer]:
+    def kind(self) -> type[torch.optim.Adam]:
         return torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
 
     def factor(self, epoch: float) -> float:

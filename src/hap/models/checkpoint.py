@@ -106,8 +106,8 @@ def load_weights(
         rest = others(file, state)
         state = _with_class_position({name: value for name, value in state.items() if is_tensor(value)})
         adapted: list[str] = []
-        if hasattr(model, "adapted"):  # an encoder of other names than the rest
-            state, adapted = model.adapted(state, partial)
+        if adapt := getattr(model, "adapted", None):  # an encoder of other names than the rest
+            state, adapted = adapt(state, partial)
         if misfit := _misfit(state, model, partial):
             fitting = [keys for keys, other in rest.items() if not _misfit(other, model, partial=False)]
             hint = f": set {some([' or '.join(fitting)])}" if fitting else foreign(file)

@@ -31,13 +31,13 @@ class ExpertMlp(nn.Module):
 
     def __init__(self, mlp: Mlp, num_experts: int, expert_dim: int):
         super().__init__()
-        hidden, dim = mlp.fc2.in_features, mlp.fc2.out_features
+        dim, hidden = mlp.fc2.weight.shape
         self.fc1, self.act = mlp.fc1, mlp.act
         self.fc2 = nn.Linear(hidden, dim - expert_dim)
         self.experts = nn.ModuleList(nn.Linear(hidden, expert_dim) for _ in range(num_experts))
         for layer in (self.fc2, *self.experts):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            nn.init.trunc_normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, source: Tensor | int) -> Tensor:
         """x: (N, L, D); source: of all images, or (N,). All experts are computed for all images, so that each has a
@@ -97,6 +97,9 @@ class PoseViT(ViT):
             differ.
         encoder: arguments of `ViT`.
     """
+
+    blocks: Any  # of timm; nn.Module's attributes are not typed
+    heads: Any
 
     def __init__(
         self,
@@ -198,7 +201,7 @@ class PoseViT(ViT):
         return state, notes
 
     def _check_heads(self, state: State, partial: bool) -> list[str]:
-        joints = self.heads[0].final_layer.out_channels  # type: ignore[union-attr]
+        joints = self.heads[0].final_layer.out_channels
         notes = []
         for name in [name for name in state if name.endswith("final_layer.weight")]:
             if (found := _rows(state, name)) in (None, joints):
