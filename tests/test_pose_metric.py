@@ -439,6 +439,12 @@ def test_nobody_to_find():
             HapError, match=f"none of {len(people)} people has a labelled joint outside of crowds"
         ):
             coco_scores(truth, truth.image, truth.joints, np.ones(len(people)))
+        own = replace(truth, skeleton=of_names([f"p{i}" for i in range(17)]))
+        with pytest.raises(HapError, match="nobody has a labelled joint outside of crowds"):
+            perfect(own).compute()
+    nobody = replace(mpii_truth(), labelled=np.arange(16)[None] == 6)  # the pelvis is not counted
+    with pytest.raises(HapError, match="nobody has a labelled joint"):
+        mpii_metric(nobody, nobody.joints).compute()
 
 
 # --- PCK, pairs, tables -------------------------------------------------------------------------------------

@@ -171,17 +171,25 @@ def _distances(
     return np.where(known, own, np.inf), np.where(sided, other, np.inf)
 
 
+def _check(labelled: np.ndarray) -> None:
+    if not labelled.any():
+        raise HapError("nobody has a labelled joint outside of crowds: there is nothing to score")
+
+
 def pck(errors: Errors) -> dict[str, float]:
     """Share of the labelled joints within 0.2 and 0.05 of the longer side of the person's box, over all joints of all
-    people; joints of people without a pose are wrong."""
+    people; joints of people without a pose are wrong. Raises HapError where nobody is labelled."""
+    _check(errors.labelled)
     wide, narrow = (errors.right(threshold).sum() / errors.labelled.sum() for threshold in BOX[:2])
     return dict(zip(BOX.names, (float(wide), float(narrow)), strict=True))
 
 
 def pckh(errors: Errors) -> dict[str, float]:
     """`PCKh`, the share of the labelled joints, pelvis and thorax left out, within half a head of the truth;
-    `PCKh@0.1`, within a tenth; and means of the two sides by group of joints, at half a head."""
+    `PCKh@0.1`, within a tenth; and means of the two sides by group of joints, at half a head. Raises HapError where
+    nobody is labelled."""
     mean = np.setdiff1d(np.arange(errors.labelled.shape[1]), UNCOUNTED)
+    _check(errors.labelled[:, mean])
     labels = errors.labelled.sum(0)
     result = {
         name: float(errors.right(threshold)[:, mean].sum() / labels[mean].sum())
@@ -210,9 +218,9 @@ class PoseMetric(Metric):
     full_state_update = False
     higher_is_better = True
     is_differentiable = False
-    records: (
-        Any  # the crops: image, score, scale, truth (columns of hap.data.pose.PoseRecords); set by the task
-    )
+    # The crops: image, score, scale and truth of hap.data.pose.PoseRecords, set by the task. Images have the same
+    # places in both.
+    records: Any
     keypoints: list[Tensor]
     index: list[Tensor]
 
