@@ -36,7 +36,7 @@ from hap.data.attribute_splits import (
     split_rows,
 )
 from hap.data.decoding import Encoded
-from hap.data.files import first_lines, list_files, locate, read_file
+from hap.data.files import check_images, first_lines, locate, read_file
 from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
@@ -360,7 +360,7 @@ def _splits(
     names = image_names(annotation, rows, labels, chosen)
     folder = _image_folder(root, images, names["train"][0])
     log.info("%s: labels of %s, images in %s", title, annotation.file, folder)
-    _check_images(annotation.file, folder, [name for own in names.values() for name in own])
+    check_images(annotation.file, folder, [name for own in names.values() for name in own])
     if (share := shared_people(annotation, rows)) is not None:
         log.info("%s: %.1f %% of the test images show a person who is trained on", title, 100 * share)
     parts = "trainval/test" if train_on == "trainval" else "train/val/test"
@@ -379,11 +379,3 @@ def _image_folder(root: Path, folders: Sequence[str], first: str) -> Path:
     if not there:
         raise HapError(f"{root} has no folder of images {' or '.join(folders)}")
     return next((folder for folder in there if os.path.exists(folder / first)), there[0])
-
-
-def _check_images(file: Path, folder: Path, names: Sequence[str]) -> None:
-    there = set(list_files(folder))
-    if missing := [printable(name) for name in names if name not in there]:
-        raise HapError(
-            f"{folder} lacks {len(missing):,} of the {len(names):,} images that {file} names{first_lines(missing)}"
-        )

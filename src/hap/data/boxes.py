@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hap.data.decoding import image_size
-from hap.data.files import first_lines, read_text
+from hap.data.files import first_lines, read_json
 from hap.data.sources import FrameRecord, ImageRecord
 from hap.data.tables import read_table
 from hap.errors import BadSample, HapError, printable
@@ -167,10 +167,7 @@ def _rows(path: Path) -> list[Detection]:
 
 
 def _detections(path: Path) -> list[Detection]:
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise HapError(f"{path} is no JSON: {error}") from None
+    content = read_json(path)
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
         raise HapError(
             f"{path} is no list of detections, each with image_id, bbox [x, y, w, h] and score, as COCO's results are"

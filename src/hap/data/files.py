@@ -4,13 +4,15 @@ Data folders are met as they come from other systems: linked together from sever
 thumbnails and pipes in them, in names of any bytes. What is left out is counted by its reason and said once.
 """
 
+import json
 import logging
 import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hap.errors import BadSample, HapError, printable
 
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
 MAX_BYTES = 1 << 28  # of one file; a sparse or endless one would fill the memory
+MAX_JSON = 1 << 31  # of one with all annotations of a data set
 
 # Names that systems give to things of their own: Synology's, Apple's and Windows' thumbnails and leftovers.
 _FOREIGN = frozenset(
@@ -183,16 +186,17 @@ def read_file(path: str | Path, limit: int = MAX_BYTES) -> bytes:
         return file.read()
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
+def read_text(path: Path, errors: str = "strict", limit: int = MAX_BYTES) -> str:
     """A text file in UTF-8, or UTF-16 with its mark, as spreadsheets and PowerShell write it; lines end in "\\n".
 
     Args:
         errors: "surrogateescape" for names of files of any bytes.
+        limit: of its bytes.
 
     Raises HapError, naming the file, for another encoding, or if it cannot be read.
     """
     try:
-        data = read_file(path)
+        data = read_file(path, limit)
     except (BadSample, OSError) as error:
         raise HapError(f"cannot read {path}: {error}") from None
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
@@ -204,6 +208,23 @@ def read_text(path: Path, errors: str = "strict") -> str:
     if "\0" in text:
         raise HapError(f"{path} holds zero bytes (UTF-16 without a mark?): save the file in UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, of annotations of any size. Raises HapError, naming the file."""
+    try:
+        return json.loads(read_text(path, limit=MAX_JSON))
+    except (ValueError, RecursionError) as error:
+        raise HapError(f"{path} is no JSON: {error}") from None
+
+
+def check_images(file: Path, folder: Path, names: Iterable[str]) -> None:
+    """Raises HapError where a folder lacks images that an annotation file names."""
+    wanted, there = set(names), set(list_files(folder))
+    if missing := [printable(name) for name in sorted(wanted) if name not in there]:
+        raise HapError(
+            f"{folder} lacks {len(missing):,} of the {len(wanted):,} images that {file} names{first_lines(missing)}"
+        )
 
 
 def first_lines(lines: Sequence[str], most: int = 10) -> str:

@@ -3,15 +3,17 @@
 A split is one object of columns, not a list of 150,000 people. It is a sequence of records like any other.
 """
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hap.data.decoding import Encoded
 from hap.data.files import read_file
+from hap.errors import BadSample
 from hap.pose.skeletons import Skeleton, of_names
 from hap.pose.truth import Truth, arranged
 
@@ -23,16 +25,16 @@ class PoseRecords(Sequence["PoseRecord"]):
     Attributes:
         root: folder of the images.
         files: paths of the images below `root` (I).
-        sizes: int32 (I, 2), width and height by the annotations; 0, 0 where they do not say.
+        sizes: int64 (I, 2), width and height by the annotations; 0, 0 where they do not say.
         image: int64 (N,), each person's place in `files`.
-        ids: int64 (N,), of the annotation, or the place in the file of detections.
+        ids: of the annotations, or the places in the file of detections (N).
         box: float32 (N, 4), x, y, w, h in pixels, as it was cropped.
         center: float32 (N, 2), of the region to crop, in pixels.
         scale: float32 (N, 2), its width and height in units of 200 px, margin included.
         score: float32 (N,), of the box: the detector's; 1 of a true one.
         joints: float32 (N, K, 3): x, y in pixels from 0, and 1 labelled, 0 not.
         skeleton: names and pairs of the joints.
-        truth: what predictions for this split are scored against; None in training.
+        truth: what predictions for this split are scored against; None where it is for training alone.
         source: which of several data sets of one model this is.
         protocol: which data and boxes these are, as a table of results names them.
     """
@@ -41,7 +43,7 @@ class PoseRecords(Sequence["PoseRecord"]):
     files: Sequence[str]
     sizes: np.ndarray
     image: np.ndarray
-    ids: np.ndarray
+    ids: Sequence[int | str]
     box: np.ndarray
     center: np.ndarray
     scale: np.ndarray
@@ -55,11 +57,25 @@ class PoseRecords(Sequence["PoseRecord"]):
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            columns = ("image", "ids", "box", "center", "scale", "score", "joints")
-            return replace(self, **{name: getattr(self, name)[index] for name in columns})
+    def __getitem__(self, index: int) -> "PoseRecord":  # type: ignore[override]
         return PoseRecord(self, range(len(self))[index])
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Of the records, without making them."""
+        return (
+            f"{self.files[image]}, person {person}"
+            for image, person in zip(self.image, self.ids, strict=True)
+        )
+
+    def checksums(self) -> dict[str, Any]:
+        """What tells these people from others of the same names."""
+        columns = (self.center, self.scale, self.joints)
+        return {
+            "joints": len(self.skeleton.joints),
+            "names_of_joints": f"{zlib.crc32(chr(0).join(self.skeleton.joints).encode()):08x}",
+            "people": f"{zlib.crc32(b''.join(np.ascontiguousarray(c).tobytes() for c in columns)):08x}",
+        }
 
     def arranged(self, joints: Sequence[str]) -> "PoseRecords":
         """The same people with the joints in the order of a model's.
@@ -82,18 +98,68 @@ class PoseRecord(Encoded):
     people: PoseRecords = field(repr=False)
     row: int
 
+    upright: ClassVar[bool] = True  # as the official code reads pictures, and annotators saw them
+
     @property
     def file(self) -> str:
         return self.people.files[self.people.image[self.row]]
+
+    @property
+    def path(self) -> Path:
+        return self.people.root / self.file
 
     @property
     def name(self) -> str:
         return f"{self.file}, person {self.people.ids[self.row]}"
 
     def encoded(self) -> bytes:
-        return read_file(self.people.root / self.file)
+        return read_file(self.path)
+
+    def pixels(self) -> np.ndarray:
+        """The whole picture (H, W, 3). Raises BadSample where it has another size than its annotation says: then
+        boxes and joints would lie elsewhere."""
+        image = Encoded.pixels(self)
+        size, said = (
+            (image.shape[1], image.shape[0]),
+            tuple(self.people.sizes[self.people.image[self.row]].tolist()),
+        )
+        if said == (0, 0) or size == said:
+            return image
+        turned = ": it is turned upright by its EXIF orientation, and was annotated as it is stored"
+        raise BadSample(
+            f"{size[0]} x {size[1]} pixels, its annotation says {said[0]} x {said[1]}"
+            f"{turned if size == said[::-1] else ''}"
+        )
 
     def annotations(self) -> dict[str, Any]:
         """`center` (2,), `scale` (2,), `joints` (K, 3), see `PoseRecords`; `skeleton`; `source`."""
         columns = {name: getattr(self.people, name)[self.row] for name in ("center", "scale", "joints")}
         return columns | {"skeleton": self.people.skeleton, "source": self.people.source}
+
+
+class MixedRecords(Sequence[PoseRecord]):
+    """People of several data sets in a row, the first of which names the joints."""
+
+    def __init__(self, parts: Sequence[PoseRecords]):
+        self.parts = [replace(part, source=source) for source, part in enumerate(parts)]
+        self.skeleton = parts[0].skeleton
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> PoseRecord:  # type: ignore[override]
+        index = range(len(self))[index]
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part][index - int(self.ends[part])]
+
+    @property
+    def names(self) -> Iterator[str]:
+        return (name for part in self.parts for name in part.names)
+
+    def checksums(self) -> dict[str, Any]:
+        return {
+            f"{key}_{i}": value
+            for i, part in enumerate(self.parts)
+            for key, value in part.checksums().items()
+        }

@@ -64,7 +64,8 @@ def permutation(records: Sequence[Any], total: int, seed: int) -> Plan:
 def fingerprint(records: Sequence[Any]) -> dict[str, Any]:
     """What tells one training split from another: the number of images, a checksum of their names in order, and
     where images have an identity (`ReidRecord`), the number of classes and a checksum of their numbering; where
-    they have attributes (`AttributeRecords`), the number of these and checksums of their names and of the labels.
+    they have attributes (`AttributeRecords`), the number of these and checksums of their names and of the labels; where
+    records offer `checksums()` (`PoseRecords`), these.
 
     Millions of records may offer their `names` without being made.
     """
@@ -78,6 +79,8 @@ def fingerprint(records: Sequence[Any]) -> dict[str, Any]:
             "names_of_attributes": f"{zlib.crc32(chr(0).join(attributes).encode('utf-8', 'surrogateescape')):08x}",
             "labels_of_images": f"{zlib.crc32(np.ascontiguousarray(records.labels).tobytes()):08x}",  # type: ignore[attr-defined]
         }
+    if hasattr(records, "checksums"):
+        found |= records.checksums()
     if hasattr(records[0], "identity"):
         classes = np.array([record.identity for record in records], "<i8")
         found |= {
