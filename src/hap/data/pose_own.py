@@ -64,7 +64,7 @@ def read_coco_style(
     joints = None if skeleton is None else get_skeleton(skeleton)
     options = {"flip_pairs": flip_pairs, "sigmas": sigmas, "upper_body": upper_body}
     there = list_files(root)
-    splits = {}
+    splits: dict[str, PoseRecords] = {}
     for split in ("train", "val", "test"):
         file = _file(root, split, annotations)
         if file is None:
@@ -104,16 +104,16 @@ def _located(root: Path, annotation: Annotation, there: Sequence[str], split: st
         by_name[posixpath.basename(path)].append(path)
     beside = annotation.file.parent.relative_to(root).as_posix()
     folders = ("", beside, "images", split, f"{split}/images", f"images/{split}")
-    found, missing = [], []
-    for name in annotation.files:
-        name = name.replace("\\", "/")
+    found: list[str] = []
+    missing: list[str] = []
+    for name in (name.replace("\\", "/") for name in annotation.files):
         paths = [relative(posixpath.join(folder, name)) for folder in folders]
         alike = by_name[posixpath.basename(name)]
-        path = next((path for path in paths if path in known), alike[0] if len(alike) == 1 else None)
-        if path is None:
-            missing.append(printable(name) + (f" ({len(alike)} files have that name)" if alike else ""))
+        fitting = [path for path in paths if path in known] or (alike if len(alike) == 1 else [])
+        if fitting and fitting[0]:
+            found.append(fitting[0])
         else:
-            found.append(path)
+            missing.append(printable(name) + (f" ({len(alike)} files have that name)" if alike else ""))
     if missing:
         raise HapError(
             f"{root} lacks {len(missing):,} of the {len(annotation.files):,} images that {annotation.file} names"
