@@ -364,8 +364,8 @@ def test_bad_requests(tmp_path):
     for call in (synthesize, ensure):
         with pytest.raises(HapError, match="is not empty"):
             call("luperson", tmp_path / "a", num_images=3, num_cameras=1)
-    with pytest.raises(HapError, match="unknown data set 'coco'"):
-        synthesize("coco", tmp_path / "b", num_images=2)
+    with pytest.raises(HapError, match="unknown data set 'cocoa'"):
+        synthesize("cocoa", tmp_path / "b", num_images=2)
     with pytest.raises(HapError, match="no option 'cameras': choose from num_cameras"):
         synthesize("luperson", tmp_path / "b", num_images=2, cameras=1)
     with pytest.raises(HapError, match="at least 1 image"):

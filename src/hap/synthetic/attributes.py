@@ -4,14 +4,12 @@ Everybody is drawn whole, with nobody and nothing in front, so that what is labe
 MATLAB 5 files with structures and cells nested as in the published ones.
 """
 
-import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import savemat
 
 from hap.errors import HapError
 from hap.synthetic import labels
@@ -20,7 +18,7 @@ from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
 from hap.synthetic.render import render
 from hap.synthetic.scene import camera
-from hap.synthetic.writing import Run, save_image
+from hap.synthetic.writing import Run, save_image, save_mat
 
 _ACTIVITIES = {"walking": 0.56, "standing": 0.22, "phoning": 0.07, "texting": 0.07, "carrying": 0.08}
 
@@ -50,14 +48,6 @@ def _cells(values: Any) -> np.ndarray:
     return cells
 
 
-def _save_mat(path: Path, variables: dict[str, Any]) -> None:
-    """A MATLAB 5 file without the time of day in it: the same data are the same bytes."""
-    file = io.BytesIO()
-    savemat(file, variables, do_compression=True)
-    header = b"MATLAB 5.0 MAT-file, drawn people".ljust(116)
-    path.write_bytes(header + file.getvalue()[len(header) :])
-
-
 def _row(facts: dict[str, bool], names: tuple[str, ...]) -> list[int]:
     """Labels in the order of the names."""
     return [int(name not in UNTOLD and facts[name]) for name in names]
@@ -79,7 +69,7 @@ def pa100k(out: Path, num_images: int, seed: int, run: Run) -> None:
     for split, part in parts.items():
         variables[f"{split}_images_name"] = _cells(names[part])
         variables[f"{split}_label"] = rows[part]
-    _save_mat(out / "annotation.mat", variables)
+    save_mat(out / "annotation.mat", variables)
 
 
 def _pa100k_image(job: _Job) -> list[int]:
@@ -149,7 +139,7 @@ def rap(out: Path, num_images: int, seed: int, run: Run) -> None:
         "identity": numbers[where].astype(np.int16)[:, None],
         "reid_partion": {"train_identity": known[0::2][None], "test_identity": known[1::2][None]},
     }
-    _save_mat(out / "RAP_annotation" / "RAP_annotation.mat", {"RAP_annotation": annotation})
+    save_mat(out / "RAP_annotation" / "RAP_annotation.mat", {"RAP_annotation": annotation})
     _save_zero_shot(out, names, np.array(rows, np.int32), labels.RAP, 51)
 
 
@@ -189,7 +179,7 @@ def peta(out: Path, num_images: int, seed: int, run: Run) -> None:
         "selected_attribute": np.arange(5, 40, dtype=np.uint8)[None],  # columns of `data`, from 1
         "partion_attribute": _cells(splits),
     }
-    _save_mat(out / "PETA.mat", {"peta": annotation})
+    save_mat(out / "PETA.mat", {"peta": annotation})
     names = [f"{n + 1:05d}.png" for n in range(num_images)]
     _save_zero_shot(out, names, annotation["data"][:, about.shape[1] :], labels.PETA, 35)
 

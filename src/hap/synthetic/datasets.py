@@ -31,6 +31,7 @@ from hap.progress import progress
 from hap.synthetic.attributes import pa100k, peta, rap
 from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
+from hap.synthetic.pose2d import aic, coco, mpii, pose_multi
 from hap.synthetic.render import Rendering, render
 from hap.synthetic.scene import camera
 from hap.synthetic.writing import Run, save_image
@@ -380,4 +381,8 @@ WRITERS: dict[str, Callable[..., None]] = {
     "pa100k": pa100k,
     "rap": rap,
     "peta": peta,
+    "coco": coco,
+    "mpii": mpii,
+    "aic": aic,
+    "pose_multi": pose_multi,
 }

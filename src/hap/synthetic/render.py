@@ -49,7 +49,7 @@ class Rendering:
 
 
 @dataclass(frozen=True)
-class _Figure:
+class Figure:
     """A posed person in the world: drawn mesh [V, 3], its normals [3, V], body mesh, joints, root pose and
     translation."""
 
@@ -63,7 +63,7 @@ class _Figure:
     translation: np.ndarray
 
 
-def _place(person: Person, pose: Pose, yaw: float, ground: np.ndarray) -> _Figure:
+def place_figure(person: Person, pose: Pose, yaw: float, ground: np.ndarray) -> Figure:
     """Poses a person, turned by `yaw` about y, with the feet on the ground at (x, z)."""
     outfit = dress(person, pose.seated, pose.holding, pose.phone)
     turn, *rotations = rotation_matrices(np.concatenate([[[0, yaw, 0]], pose.axis_angle]))
@@ -87,7 +87,7 @@ def _place(person: Person, pose: Pose, yaw: float, ground: np.ndarray) -> _Figur
     root = pose.axis_angle.copy()
     root[0] = axis_angle(rotations[0])
     body, joints = body + translation, joints + translation
-    return _Figure(person, root, outfit, drawn, normals, body, joints, translation)
+    return Figure(person, root, outfit, drawn, normals, body, joints, translation)
 
 
 def _resized(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -97,7 +97,7 @@ def _resized(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array([[sx, 0, (0.5 - x) * sx - 0.5], [0, sy, (0.5 - y) * sy - 0.5], [0, 0, 1]])
 
 
-def _box(points: np.ndarray) -> np.ndarray:
+def box_around(points: np.ndarray) -> np.ndarray:
     """Points [N, 2] -> the box x, y, width, height around them."""
     x, y = points[:, 0], points[:, 1]
     return np.array([x.min(), y.min(), np.ptp(x), np.ptp(y)])
@@ -109,7 +109,7 @@ def _moved(box: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([scale * box[:2] + matrix[:2, 2], scale * box[2:]])
 
 
-class _Canvas:
+class Canvas:
     """The crop being drawn: colours, nearness (1 / depth) and who is seen at each pixel."""
 
     def __init__(self, view: Camera, size: tuple[int, int], region: np.ndarray):
@@ -121,7 +121,7 @@ class _Canvas:
         self.nearness = np.zeros(size[::-1], np.float32)
         self.owner = np.zeros(size[::-1], np.uint8)
 
-    def shadow(self, figure: _Figure) -> None:
+    def shadow(self, figure: Figure) -> None:
         """Darkens the ground where the figure keeps the light off, and around its feet."""
         light = self.view.light
         mask = np.zeros(self.size[::-1], np.uint8)
@@ -142,7 +142,7 @@ class _Canvas:
             lost = cv2.multiply(self.image[part], dark, scale=strength / 255)
             self.image[part] = cv2.subtract(self.image[part], lost)
 
-    def figure(self, figure: _Figure, owner: int) -> None:
+    def figure(self, figure: Figure, owner: int) -> None:
         """Draws a figure; `owner` marks its pixels."""
         mesh = figure.outfit.mesh
         xy, depth = self.view.project(figure.drawn)
@@ -218,13 +218,13 @@ def render(
     across = rng.uniform(-0.36, 0.36) * distance * FRAME[1] / camera.intrinsics[0, 0]
     facing = rng.normal(pick(rng, (0, np.pi, np.pi / 2, -np.pi / 2), (0.35, 0.33, 0.16, 0.16)), 0.3)
     bearing = np.arctan2(-across, distance)  # the turn that faces the camera
-    figure = _place(person, pose, facing + bearing, np.array([across, -distance]))
+    figure = place_figure(person, pose, facing + bearing, np.array([across, -distance]))
     others = _bystanders(figure, rng) if rng.random() < 0.1 and not whole else []
 
-    outline = _box(camera.project(figure.drawn)[0])
+    outline = box_around(camera.project(figure.drawn)[0])
     region, size = _crop(outline, size, camera.margin, rng, whole)
     zoom = min(max(232 / size[1], 0.8), 1.6)  # small images are drawn larger, so that edges come out smooth
-    canvas = _Canvas(camera, (round(size[0] * zoom), round(size[1] * zoom)), region)
+    canvas = Canvas(camera, (round(size[0] * zoom), round(size[1] * zoom)), region)
     for other in [figure, *others]:
         canvas.shadow(other)
     canvas.figure(figure, PERSON)
@@ -239,7 +239,7 @@ def render(
     turned = abs((facing + np.pi) % (2 * np.pi) - np.pi)
     side = "Front" if turned < np.pi / 4 else "Back" if turned > 3 * np.pi / 4 else "Side"
     return Rendering(
-        image=_look(canvas.image, size, camera, rng),
+        image=look(canvas.image, size, camera, rng),
         keypoints=view.project(points)[0].astype(np.float32),
         visibility=_visibility(canvas, *canvas.view.project(points)),
         vertices=figure.body,
@@ -255,14 +255,14 @@ def render(
     )
 
 
-def _bystanders(figure: _Figure, rng: np.random.Generator) -> list[_Figure]:
+def _bystanders(figure: Figure, rng: np.random.Generator) -> list[Figure]:
     """One or two strangers near the person, in front or behind."""
     strangers = []
     for _ in range(1 if rng.random() < 0.8 else 2):
         who, pose = identity(1 << 40, int(rng.integers(1 << 30))), sample_pose(rng)
         shift = rng.uniform((0.35, 0.5), (0.75, 1.6)) * (pick(rng, (-1, 1)), pick(rng, (-1, 1)))  # x, z
         place = figure.joints[0, [0, 2]] + shift
-        strangers.append(_place(who, pose, rng.uniform(-np.pi, np.pi), place))
+        strangers.append(place_figure(who, pose, rng.uniform(-np.pi, np.pi), place))
     return strangers
 
 
@@ -288,7 +288,7 @@ def _crop(
     return np.array([x, y, wide, high]), size
 
 
-def _visibility(canvas: _Canvas, points: np.ndarray, depth: np.ndarray) -> np.ndarray:
+def _visibility(canvas: Canvas, points: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """[17]: 0 outside, 1 hidden by the person itself or by something else, 2 visible."""
     column, row = np.round(points.T).astype(int)
     inside = (column >= 0) & (column < canvas.size[0]) & (row >= 0) & (row < canvas.size[1])
@@ -299,7 +299,7 @@ def _visibility(canvas: _Canvas, points: np.ndarray, depth: np.ndarray) -> np.nd
     return np.where(inside, np.where(seen, 2, 1), 0)
 
 
-def _look(image: np.ndarray, size: tuple[int, int], camera: Camera, rng: np.random.Generator) -> np.ndarray:
+def look(image: np.ndarray, size: tuple[int, int], camera: Camera, rng: np.random.Generator) -> np.ndarray:
     """What the camera makes of it: sharpness, colours, noise."""
     if image.shape[1::-1] != size:
         shrink = image.shape[0] > size[1]

@@ -1,11 +1,13 @@
 """What the writers of data sets share: how their jobs run, and how a picture is saved."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from scipy.io import savemat
 
 # (function of one job, jobs) -> results, in the order of the jobs.
 Run = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -19,3 +21,11 @@ def save_image(path: Path, image: np.ndarray, quality: int | None = None) -> Non
     else:
         _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     path.write_bytes(data.tobytes())
+
+
+def save_mat(path: Path, variables: dict[str, Any]) -> None:
+    """A MATLAB 5 file without the time of day in it: the same data are the same bytes."""
+    file = io.BytesIO()
+    savemat(file, variables, do_compression=True)
+    header = b"MATLAB 5.0 MAT-file, drawn people".ljust(116)
+    path.write_bytes(header + file.getvalue()[len(header) :])
