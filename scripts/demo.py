@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 from hap.data.base import Dataset
 from hap.models.checkpoint import load_weights
 from hap.models.masking import Block, BlockParts, Parts, Random, rank
-from hap.plots import QUERY, UNKNOWN, Tile, draw_skeleton, hide_patches, mosaic, tile_rows
+from hap.plots import QUERY, UNKNOWN, Tile, draw_pose, hide_patches, mosaic, tile_rows
 from hap.runner import build
 from hap.tasks.pretrain import Pretrain
 
@@ -137,7 +137,7 @@ def masks(batch: dict[str, torch.Tensor], task: Pretrain) -> np.ndarray:
     columns = []
     for image, points in zip(batch["image"][:SHOWN], batch["keypoints"].numpy(), strict=False):
         image = image.movedim(0, -1).numpy()
-        column = [draw_skeleton(image, points)]
+        column = [draw_pose(image, points)]
         for strategy in strategies.values():
             scores = torch.from_numpy(strategy(model.grid, model.mask_ratio, points, rng))
             mask = rank(scores, model.mask_ratio).mask.unflatten(0, model.grid).numpy()

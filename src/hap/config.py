@@ -115,6 +115,7 @@ class Root:
     boxes: str | None = (
         None  # predict: the people in full pictures, CSV image,x,y,w,h[,score] or COCO's detections
     )
+    output: str | None = None  # predict, 2D pose: luperson writes pose files to pre-train with, too
     data: Any = MISSING
     task: Any = MISSING
     model: ViTConfig = field(default_factory=ViTConfig)

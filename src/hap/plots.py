@@ -9,33 +9,61 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# COCO's 17 keypoints, left first. Left is drawn in blue, right in orange, the middle in green.
-COCO_SKELETON = (
-    *((0, 1), (0, 2), (1, 3), (2, 4), (5, 6), (11, 12), (5, 11), (6, 12)),
-    *((5, 7), (7, 9), (6, 8), (8, 10), (11, 13), (13, 15), (12, 14), (14, 16)),
-)
-_LEFT, _RIGHT, _MIDDLE = (60, 130, 255), (255, 140, 40), (70, 220, 90)
+from hap.pose.skeletons import COCO, Skeleton, side_of
+
+_SIDES = {"left": (60, 130, 255), "right": (255, 140, 40), None: (70, 220, 90)}  # blue, orange, green
 
 
-def draw_skeleton(
-    image: np.ndarray, keypoints: np.ndarray, skeleton: Sequence[tuple[int, int]] = COCO_SKELETON
+def draw_pose(
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    skeleton: Skeleton = COCO,
+    threshold: float = 0.0,
+    box: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Bones between keypoints (K, 3), x and y in pixels, third column 0 for missing, over a copy of the image."""
+    """Joints and the links between them, over a copy of the image: left ones blue, right ones orange, others green.
+
+    Args:
+        image: (H, W, 3) uint8.
+        keypoints: (K, 3), x and y in pixels, third column the score, 0 for missing; others than above the threshold
+            are not drawn.
+        box: (4,), x, y, w, h, to frame the person.
+    """
     image = image.copy()
-    thickness = max(1, image.shape[0] // 160)
-    points = np.round(keypoints[:, :2]).astype(int)
-    present = keypoints[:, 2] > 0
-
-    def colour(joint: int) -> tuple[int, int, int]:
-        return _MIDDLE if joint == 0 else _LEFT if joint % 2 else _RIGHT
-
-    for a, b in skeleton:
-        if present[a] and present[b]:
-            same_side = colour(a) if colour(a) == colour(b) else _MIDDLE
-            cv2.line(image, points[a].tolist(), points[b].tolist(), same_side, thickness, cv2.LINE_AA)
-    for joint in np.flatnonzero(present):
-        cv2.circle(image, points[joint].tolist(), thickness + 1, colour(int(joint)), -1, cv2.LINE_AA)
+    points = np.round(keypoints[:, :2].clip(-1e4, 1e4)).astype(int)
+    drawn = keypoints[:, 2] > threshold
+    # By the size of the person: in a picture of many the lines must not cover them.
+    extent = np.ptp(points[drawn], axis=0).max() if drawn.any() else image.shape[0]
+    thickness = max(1, round(min(extent, image.shape[0]) / 160))
+    sides = [side_of(name) for name in skeleton.joints]
+    if box is not None:
+        x, y, w, h = np.round(box).astype(int).tolist()
+        cv2.rectangle(image, (x, y), (x + w, y + h), (225, 225, 60), thickness)
+    for a, b in skeleton.links:
+        if drawn[a] and drawn[b]:
+            side = sides[a] if sides[a] == sides[b] else None
+            cv2.line(image, points[a].tolist(), points[b].tolist(), _SIDES[side], thickness, cv2.LINE_AA)
+    for joint in np.flatnonzero(drawn):
+        cv2.circle(image, points[joint].tolist(), thickness + 1, _SIDES[sides[joint]], -1, cv2.LINE_AA)
     return image
+
+
+def close_up(
+    image: np.ndarray,
+    keypoints: np.ndarray,
+    skeleton: Skeleton,
+    box: np.ndarray,
+    size: tuple[int, int],
+    threshold: float = 0.0,
+) -> np.ndarray:
+    """A person in a picture with joints, as `draw_pose` draws them: what is in and around a box (4,), x, y, w, h, in
+    pixels, as a picture of `size` (height, width)."""
+    scale = 1.3 * max(box[2] / size[1], box[3] / size[0])
+    corner = box[:2] + box[2:] / 2 - scale * np.array([size[1], size[0]]) / 2
+    matrix = np.column_stack([np.eye(2) / scale, -corner / scale])
+    part = cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR)
+    xy = (keypoints[:, :2] - corner) / scale
+    return draw_pose(part, np.column_stack([xy, keypoints[:, 2]]), skeleton, threshold)
 
 
 def hide_patches(image: np.ndarray, mask: np.ndarray, patch_size: int, grey: int = 128) -> np.ndarray:

@@ -105,7 +105,8 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             needed = " ".join(f"{part}=FOLDER" for part in task.inputs)
             raise HapError(f"predict needs {needed}; in place of a FOLDER: {INPUTS}")
         inputs = read_inputs(given, cfg.video_stride)
-        people = inputs if cfg.boxes is None else read_boxes(user_path(cfg.boxes), inputs)
+        none = cfg.boxes in (None, "none")
+        people = inputs if none else read_boxes(user_path(cfg.boxes), inputs, task.whole_pictures)
         datamodule.splits = {"predict": people}
     if checkpoint is not None and ckpt_path is not None:
         load_whole(task, ckpt_path, checkpoint)

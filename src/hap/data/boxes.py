@@ -80,7 +80,8 @@ class BoxRecord:
         return self.source.seconds
 
     def pixels(self) -> np.ndarray:
-        """All pixels of the picture that the box touches. Raises BadSample where it touches none."""
+        """All pixels of the picture that the box touches; where pictures are wanted whole, all. Raises BadSample where
+        it touches none."""
         picture = self.pictures.picture(self.source)
         height, width = picture.shape[:2]
         _, x, y, w, h, _ = self.box
@@ -90,17 +91,20 @@ class BoxRecord:
             raise BadSample(
                 f"the box x {x:g}, y {y:g}, w {w:g}, h {h:g} is empty in {width} x {height} pixels"
             )
-        return np.ascontiguousarray(picture[top:bottom, left:right])
+        return picture if self.pictures.whole else np.ascontiguousarray(picture[top:bottom, left:right])
 
     def annotations(self) -> dict[str, Any]:
-        return self.source.annotations()
+        """And `box` (4,), x, y, w, h in pixels of the picture."""
+        return self.source.annotations() | {"box": np.array(self.box[1:5], np.float32)}
 
 
 class Boxes(Sequence[BoxRecord]):
     """Boxes in the order of their file, and in which of the sources each lies (N)."""
 
-    def __init__(self, sources: Sequence[Source], boxes: Sequence[Box], of: Sequence[int]):
-        self.sources, self.boxes, self.of = sources, boxes, of
+    def __init__(
+        self, sources: Sequence[Source], boxes: Sequence[Box], of: Sequence[int], whole: bool = False
+    ):
+        self.sources, self.boxes, self.of, self.whole = sources, boxes, of, whole
         self._last: tuple[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -119,13 +123,16 @@ class Boxes(Sequence[BoxRecord]):
         return self._last[1]
 
 
-def read_boxes(path: Path, sources: Sequence[Source]) -> Boxes:
+def read_boxes(path: Path, sources: Sequence[Source], whole: bool = False) -> Boxes:
     """The boxes of a file as records.
 
     A CSV table has the columns `image,x,y,w,h` and, if known, `score`; a `.json` file is a list of detections in
     COCO's format: `image_id`, `bbox` [x, y, w, h], `score`. Of several categories 1 is taken, COCO's people. A picture
     is known by its path or the end of it, by the name of its file, or by a number, which is that of the frame or the
     digits at the end of the file's name.
+
+    Args:
+        whole: records have the pixels of their whole picture.
 
     Raises:
         HapError: the file does not fit the sources, is of another format, or looks like corners (x1, y1, x2, y2); says
@@ -138,7 +145,7 @@ def read_boxes(path: Path, sources: Sequence[Source]) -> Boxes:
         raise HapError(f"{path} has no boxes")
     where = _matched(path, [detection.image for detection in found], sources)
     pairs = [(index, detection.box) for detection in found for index in where[detection.image]]
-    boxes = Boxes(sources, [box for _, box in pairs], [index for index, _ in pairs])
+    boxes = Boxes(sources, [box for _, box in pairs], [index for index, _ in pairs], whole)
     _check_order(path, boxes)
     _check_format(path, boxes)
     images, scores = Counter(boxes.of), [box.score for box in boxes.boxes if box.score is not None]
@@ -299,7 +306,7 @@ def _check_format(path: Path, boxes: Boxes) -> None:
     sizes = {}
     for index in chosen:
         try:
-            sizes[index] = _size(boxes.sources[index])
+            sizes[index] = picture_size(boxes.sources[index])
         except (BadSample, OSError):  # named when its boxes are read
             continue
     looked = [(b, *sizes[of]) for b, of in zip(boxes.boxes, boxes.of, strict=True) if of in sizes]
@@ -333,7 +340,7 @@ def _check_format(path: Path, boxes: Boxes) -> None:
     )
 
 
-def _size(source: Source) -> tuple[int, int]:
+def picture_size(source: Source) -> tuple[int, int]:
     """Height and width of the upright picture, without decoding it. Raises BadSample or OSError."""
     if isinstance(source, FrameRecord):
         if source.video.size == (0, 0):

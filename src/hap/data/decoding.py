@@ -73,7 +73,7 @@ def image_size(data: bytes, upright: bool = False) -> tuple[int, int]:
         raise BadSample("the file is empty")
     if upright:
         height, width = image_size(data)
-        return (width, height) if _lies(data) else (height, width)
+        return (width, height) if orientation(data) in _QUARTER_TURNS else (height, width)
     if data.startswith(_JPEG):
         return _jpeg_size(data)
     if data.startswith(_PNG):
@@ -90,14 +90,30 @@ def image_size(data: bytes, upright: bool = False) -> tuple[int, int]:
         raise BadSample("not an image that OpenCV can decode") from None
 
 
-def _lies(data: bytes) -> bool:
-    """Whether the EXIF orientation turns the image by a quarter."""
+def orientation(data: bytes) -> int:
+    """How EXIF says that the stored pixels are turned, 1 (not) to 8. Pillow turns a TIFF's size by itself: 1."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
-            # Of a TIFF, Pillow gives the size as it is turned.
-            return image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _QUARTER_TURNS
+            tag = image.getexif().get(_ORIENTATION, 1) if image.format != "TIFF" else 1
+            return tag if tag in range(1, 9) else 1
     except Exception:  # as above
-        return False
+        return 1
+
+
+def stored_points(points: np.ndarray, tag: int, size: tuple[int, int]) -> np.ndarray:
+    """x, y (..., 2) in an image that was turned upright -> in the pixels as they are stored.
+
+    Args:
+        tag: its EXIF orientation.
+        size: height and width, upright.
+    """
+    x, y = points[..., 0], points[..., 1]
+    height, width = size
+    if tag in (2, 3, 6, 7):
+        x = width - 1 - x
+    if tag in (3, 4, 7, 8):
+        y = height - 1 - y
+    return np.stack([y, x] if tag in _QUARTER_TURNS else [x, y], axis=-1)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

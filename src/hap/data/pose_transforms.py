@@ -133,8 +133,9 @@ class PoseEval:
         if "center" in annotations:
             center, scale = annotations["center"], annotations["scale"]
         else:
-            box = annotations.get("box", (0, 0, image.shape[1], image.shape[0]))
-            center, scale = box_to_region(np.asarray(box), codec.size, self.padding)
+            box = np.array(annotations.get("box", (0, 0, image.shape[1], image.shape[0])), np.float32)
+            box[2:] = box[2:].clip(min=1)  # of what is left out, whose crop nobody sees
+            center, scale = box_to_region(box, codec.size, self.padding)
         crop = warp(image, codec.matrix(center, scale), codec.size)
         return {"image": to_tensor(crop), "center": center, "scale": scale, "source": source}
 

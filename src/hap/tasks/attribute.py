@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from hap.metrics.attributes import (
 from hap.models.heads import AttributeViT
 from hap.plots import curves, write_picture
 from hap.tasks.attribute_answers import read_answers, write_answers
-from hap.tasks.base import Task
+from hap.tasks.base import Task, cell
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +154,7 @@ class Attribute(Task):
             writer = csv.writer(file)
             writer.writerow(["attribute", *Scores._fields, "threshold"])
             values = zip(*(column.tolist() for column in scores), thresholds, strict=True)
-            writer.writerows([name, *map(_cell, row)] for name, row in zip(names, values, strict=True))
+            writer.writerows([name, *map(cell, row)] for name, row in zip(names, values, strict=True))
         mistakes = [
             (row, column)
             for row, column in confident_mistakes(probability, labels, threshold).tolist()
@@ -276,11 +275,6 @@ def _sheet(images: Sequence[np.ndarray], answers: Sequence[Sequence[Answer]]) ->
         for person in answers
     ]
     return contact_sheet(images, said)
-
-
-def _cell(value: float) -> str:
-    """What is undefined is empty, as spreadsheets leave it out of a mean."""
-    return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6g}"
 
 
 def share_of_yes(labels: np.ndarray) -> np.ndarray:

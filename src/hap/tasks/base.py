@@ -1,5 +1,6 @@
 """The part of training that is the same for every task."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Task(L.LightningModule):
     mean: torch.Tensor
     std: torch.Tensor
     inputs: tuple[str, ...] = ("input",)  # the folders of images that `hap predict` needs
+    whole_pictures = False  # whether boxes of `hap predict` are regions of pictures, or images of their own
     any_micro_batch = False  # whether a step has the same gradient however it is cut into passes
     # Arguments of the model that the data knows: {argument: (the labels that it counts, the parameter as long)}.
     counts: Mapping[str, tuple[str, str]] = {}
@@ -235,3 +237,8 @@ class Task(L.LightningModule):
             for name in ("ready", "started", "processed"):
                 counts[name] = counts[name] // before * now
             counts["completed"] = counts["ready"] - unfinished
+
+
+def cell(value: float | str) -> str:
+    """Of a table of results. What is undefined is empty, as spreadsheets leave it out of a mean."""
+    return str(value) if isinstance(value, int | str) else "" if math.isnan(value) else f"{value:.6g}"

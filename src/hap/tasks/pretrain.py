@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from hap.losses import ReconstructionLoss
 from hap.metrics.losses import SplitLosses
 from hap.models.mim import MaskedAutoencoder, MIMOutput
-from hap.plots import draw_skeleton, hide_patches, mosaic
+from hap.plots import draw_pose, hide_patches, mosaic
 from hap.tasks.base import Task
 
 
@@ -118,7 +118,7 @@ class Pretrain(Task):
         originals = batch["image"].movedim(1, -1).cpu().numpy()  # (N, H, W, 3)
         columns = []
         for n, image in enumerate(originals):
-            column = [draw_skeleton(image, batch["keypoints"][n].cpu().numpy())]
+            column = [draw_pose(image, batch["keypoints"][n].cpu().numpy())]
             for view, mask in enumerate(masks[:, n]):
                 column += [hide_patches(image, mask, self.model.patch_size), pixels[view, n]]
             columns.append(column)

@@ -1,0 +1,210 @@
+"""What `hap predict` leaves of poses: `poses.json` and `poses.csv`, pictures and videos with the joints drawn over
+them, and pose files to pre-train with.
+
+Joints keep their slots and coordinates in every file, however low their score; a threshold acts on drawing alone.
+"""
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from hap.data.boxes import picture_size
+from hap.data.decoding import image_size, orientation, stored_points
+from hap.data.files import relative
+from hap.data.pretrain import write_poses as write_pose_table
+from hap.data.sources import ImageRecord, source_columns
+from hap.data.video import VIDEO_SUFFIXES
+from hap.errors import HapError, printable
+from hap.metrics.pose import pose_score
+from hap.plots import draw_pose, write_picture
+from hap.pose.skeletons import COCO, Skeleton
+
+log = logging.getLogger(__name__)
+
+NUM_PICTURES = 60  # that are drawn, of those with people, evenly spread
+DRAWN = 0.3  # score above which a joint is drawn
+
+
+def write_poses(folder: Path, records: Sequence[Any], keypoints: np.ndarray, skeleton: Skeleton) -> None:
+    """
+    `poses.json`: in COCO's format, with `images` (`id`, `file_name`, `width`, `height`, of videos `frame` and
+    `seconds`), `categories` (names of the joints, links) and `annotations`: `bbox` [x, y, w, h], `score` of the person,
+    `keypoints` x, y, 2 of each joint, `keypoint_scores`. Pixels are those of the picture as a viewer shows it.
+
+    `poses.csv`: a row for each person, where it is from (`source_columns`), `person_score`, and x, y and score of each
+    joint by its name.
+
+    `pictures/`: everybody in a picture together; of a video `pictures/NAME.mp4`.
+
+    Args:
+        records: of people; their pictures with `frame`, `box` and so on, see `hap.data.sources`, `hap.data.boxes`.
+        keypoints: float32 (N, K, 3): x, y in pixels of the whole picture, score.
+    """
+    box_score = np.array([1.0 if r.box is None or r.box.score is None else r.box.score for r in records])
+    score = pose_score(keypoints, box_score)
+    pictures = _pictures(records)
+    _write_json(folder / "poses.json", records, pictures, keypoints, score, skeleton)
+    _write_csv(folder / "poses.csv", records, keypoints, score, skeleton)
+    _draw(folder / "pictures", records, pictures, keypoints, skeleton)
+
+
+def _picture_of(record: Any) -> Any:
+    return record if record.box is None else record.source
+
+
+def _pictures(records: Sequence[Any]) -> Mapping[tuple[str, int | None], list[int]]:
+    """The people of each picture, by file and frame, in the order of their first."""
+    people: dict[tuple[str, int | None], list[int]] = {}
+    for i, record in enumerate(records):
+        people.setdefault((str(record.path), record.frame), []).append(i)
+    return people
+
+
+def _write_json(
+    path: Path,
+    records: Sequence[Any],
+    pictures: Mapping[Any, list[int]],
+    keypoints: np.ndarray,
+    score: np.ndarray,
+    skeleton: Skeleton,
+) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, people in enumerate(pictures.values(), start=1):
+        picture = _picture_of(records[people[0]])
+        height, width = picture_size(picture)
+        image = {"id": number, "file_name": picture.file, "width": width, "height": height}
+        if picture.frame is not None:
+            image |= {"frame": picture.frame, "seconds": round(picture.seconds, 3)}
+        images.append(image)
+        for i in people:
+            box = records[i].box
+            bbox = [0.0, 0.0, float(width), float(height)] if box is None else list(box[1:5])
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": bbox,
+                    "area": bbox[2] * bbox[3],
+                    "iscrowd": 0,
+                    "score": float(score[i]),
+                    "num_keypoints": len(skeleton.joints),
+                    "keypoints": [
+                        v for x, y, _ in keypoints[i].tolist() for v in (round(x, 3), round(y, 3), 2)
+                    ],
+                    "keypoint_scores": [round(s, 5) for s in keypoints[i, :, 2].tolist()],
+                }
+            )
+    category = {
+        "id": 1,
+        "name": "person",
+        "keypoints": list(skeleton.joints),
+        "skeleton": [[a + 1, b + 1] for a, b in skeleton.links],
+    }
+    content = {"images": images, "annotations": annotations, "categories": [category]}
+    path.write_text(json.dumps(content, ensure_ascii=True), encoding="ascii")
+
+
+def _write_csv(
+    path: Path, records: Sequence[Any], keypoints: np.ndarray, score: np.ndarray, skeleton: Skeleton
+) -> None:
+    where = source_columns(records)
+    columns = [f"{joint}_{what}" for joint in skeleton.joints for what in ("x", "y", "score")]
+    # Names as the file system has them, also those that are not UTF-8.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow([*where, "person_score", *columns])
+        for place, points, one in zip(zip(*where.values(), strict=True), keypoints, score, strict=True):
+            writer.writerow([*place, f"{one:.5f}", *(f"{value:.5g}" for value in points.ravel())])
+
+
+def _draw(
+    folder: Path,
+    records: Sequence[Any],
+    pictures: Mapping[tuple[str, int | None], list[int]],
+    keypoints: np.ndarray,
+    skeleton: Skeleton,
+) -> None:
+    def drawn(people: list[int]) -> np.ndarray:
+        picture = _picture_of(records[people[0]]).pixels()
+        for i in people:
+            box = records[i].box
+            picture = draw_pose(
+                picture, keypoints[i], skeleton, DRAWN, None if box is None else np.array(box[1:5])
+            )
+        return picture
+
+    images = [people for (_, frame), people in pictures.items() if frame is None]
+    chosen = np.linspace(0, len(images) - 1, min(NUM_PICTURES, len(images))).round().astype(int)
+    for number in chosen.tolist():
+        write_picture(folder / f"{number:06d}.png", drawn(images[number]))
+    videos: dict[str, list[list[int]]] = {}
+    for (path, frame), people in pictures.items():
+        if frame is not None:
+            videos.setdefault(path, []).append(people)
+    for path, frames in videos.items():
+        name = Path(path).name.removesuffix(Path(path).suffix)
+        _write_video(
+            folder / f"{name}.mp4", [records[people[0]].seconds for people in frames], map(drawn, frames)
+        )
+
+
+def _write_video(path: Path, seconds: Sequence[float], frames: Any) -> None:
+    """At the mean rate of its frames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    length = seconds[-1] - seconds[0]
+    rate = (len(seconds) - 1) / length if length > 0 else 25.0
+    writer = None
+    for frame in frames:
+        if writer is None:
+            size = frame.shape[1::-1]
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    if writer is not None:
+        writer.release()
+
+
+def check_luperson(records: Sequence[Any], skeleton: Skeleton) -> None:
+    """Raises HapError where poses cannot be those of a folder of crops, before anything is computed."""
+    COCO.mapped(skeleton.joints, "output=luperson")
+    if records[0].box is not None or any(record.frame is not None for record in records):
+        raise HapError(
+            "output=luperson is for images of one person each: leave boxes= out, and give images, not videos "
+            f"({', '.join(VIDEO_SUFFIXES[:4])}, ...)"
+        )
+
+
+def write_luperson(
+    folder: Path, records: Sequence[ImageRecord], keypoints: np.ndarray, skeleton: Skeleton
+) -> None:
+    """`luperson/`, to pre-train with: `LUPerson-data/` with links to the crops, and `LUPerson-pose.npy`. Points are in
+    the pixels as they are stored, which is what pre-training reads, in COCO's order."""
+    root = folder / "luperson"
+    images = root / "LUPerson-data"
+    order = COCO.mapped(skeleton.joints, "output=luperson")
+    names, points, stems = [], [], set()
+    for i, record in enumerate(records):
+        name = relative(record.file) or f"{i:07d}/{Path(record.file).name}"
+        if (stem := os.path.splitext(name)[0]) in stems:
+            name = f"{i:07d}/{name}"  # a pose is known by its image's name without the suffix
+            stem = os.path.splitext(name)[0]
+        stems.add(stem)
+        data = record.encoded()
+        xy = stored_points(keypoints[i, order, :2], orientation(data), image_size(data, upright=True))
+        names.append(name)
+        points.append(np.column_stack([xy, keypoints[i, order, 2]]))
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).symlink_to(os.path.abspath(record.path))
+    write_pose_table(root / "LUPerson-pose.npy", names, np.stack(points))
+    log.info(
+        "pre-train with these: python -m hap.train experiment=pretrain_hap data.root=%s data.reader.cfs_ratio=1",
+        printable(str(root)),
+    )
