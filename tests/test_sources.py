@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 import rich
-import torch
 from conftest import TINY_PRETRAIN, config
 from rich.console import Console
 
@@ -421,12 +420,3 @@ def test_progress_of_prediction_and_evaluation(crops, checkpoint, luperson, tmp_
     caplog.clear()
     run("eval", config("eval", *evaluation, *bars, f"data.root={luperson}"), tmp_path / "eval")
     assert any(m.startswith("evaluation: 5 images in ") for m in caplog.messages)
-
-
-def test_a_row_keeps_no_more_than_itself():
-    from hap.callbacks import Predictions
-
-    rows = Predictions()
-    tokens = torch.zeros(4, 1000, 8)
-    rows.on_predict_batch_end(None, None, {"feature": tokens[:, 0], "index": torch.arange(4)}, None, 0)
-    assert rows._batches[0]["feature"].untyped_storage().nbytes() == 4 * 8 * 4

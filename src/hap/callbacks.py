@@ -1,9 +1,13 @@
 """What accompanies a run: throughput, progress, pictures, predictions. (Checkpoints are in hap.safety.)"""
 
+import json
 import logging
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,16 @@ import torch
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import default_collate
 
 from hap.data.files import first_lines
+from hap.data.samplers import fingerprint
 from hap.errors import HapError
 from hap.flops import device_peak
 from hap.plots import write_picture
 from hap.progress import clock, progress
+from hap.spool import Spool, begun, checksum
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +92,11 @@ class Progress(RichProgressBar):
         if stage != "fit":
             self.disable()
 
-    def _show(self, trainer: Any, what: str, loader: Any) -> None:
+    def _show(self, trainer: Any, what: str, loader: Any, done: int = 0) -> None:
         if trainer.is_global_zero:
-            self._advance = self._bar.enter_context(progress(what, len(loader.dataset), sum_up=True))
+            records = loader.dataset.records
+            bar = progress(what, len(records), done, sum_up=True, units=_units(records))
+            self._advance = self._bar.enter_context(bar)
 
     def on_validation_start(self, trainer: Any, task: Any) -> None:
         super().on_validation_start(trainer, task)
@@ -98,7 +107,7 @@ class Progress(RichProgressBar):
         self._show(trainer, "evaluation", trainer.test_dataloaders)
 
     def on_predict_start(self, trainer: Any, task: Any) -> None:
-        self._show(trainer, "prediction", trainer.predict_dataloaders)
+        self._show(trainer, "prediction", trainer.predict_dataloaders, len(trainer.datamodule.done))
 
     def on_validation_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, *place: int) -> None:
         super().on_validation_batch_end(trainer, task, outputs, batch, *place)
@@ -176,6 +185,12 @@ class Progress(RichProgressBar):
         )
 
 
+def _units(records: Any) -> Mapping[str, float]:
+    """What a record is: an image, or one of the people in images (`num_images`)."""
+    images = getattr(records, "num_images", None)
+    return {"images": 1} if images is None else {"people": 1, "images": images / len(records)}
+
+
 def _text(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
 
@@ -235,11 +250,38 @@ def save_picture(trainer: Any, name: str, picture: np.ndarray) -> None:
 
 
 class Predictions(L.Callback):
-    """Collects `predict_step`'s rows from all ranks, in the order of the records, for the task to write. Images that
-    could not be read have none; if that is all of them, it is an error."""
+    """Spools `predict_step`'s rows, and hands those of all ranks to the task to write, in the order of the records.
+    Images that could not be read have none; if that is all of them, it is an error.
+
+    A prediction that was stopped goes on in its run folder, which all ranks share: images that have rows there are not
+    read again, those that could not be read are. The rows go when the results are written.
+    """
 
     def __init__(self) -> None:
-        self._batches: list[dict[str, torch.Tensor]] = []
+        self._spool: Spool | None = None
+
+    def setup(self, trainer: Any, task: Any, stage: str) -> None:
+        if stage != "predict":
+            return
+        config = task.description["config"]
+        made_by = {key: config[key] for key in ("task", "model", "img_size")} | {
+            "transforms": config["data"]["transforms"]
+        }
+        origin = {
+            **fingerprint(trainer.datamodule.records("predict")),
+            "weights": checksum(task.state_dict()),
+            "settings_of_the_task": f"{zlib.crc32(json.dumps(made_by).encode()):08x}",
+            "precision": trainer.precision,
+        }
+        run, rank = Path(trainer.default_root_dir), trainer.global_rank
+        files = trainer.strategy.broadcast(begun(run / "spool", origin) if rank == 0 else [])
+        self._spool = Spool(run / "spool", rank, files)
+        trainer.datamodule.done = self._spool.done
+        if rank == 0:
+            if len(self._spool.done):
+                log.info("%s of the predictions are there already", f"{len(self._spool.done):,}")
+            for path in run.glob("bad_samples_predict_*.txt"):
+                path.unlink()  # of images that are read again
 
     def on_predict_batch_end(
         self,
@@ -250,26 +292,30 @@ class Predictions(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        # Copies: a part of a larger tensor would keep all of it.
-        self._batches.append({name: value.to("cpu", copy=True) for name, value in outputs.items()})
+        assert self._spool is not None
+        self._spool.add(outputs)
+        if trainer.received_sigterm:  # Lightning itself would go on
+            raise SIGTERMException
+
+    def on_exception(self, trainer: Any, task: Any, exception: BaseException) -> None:
+        if self._spool is not None:
+            with suppress(HapError):  # what has come before it is the news
+                self._spool.flush()
 
     def on_predict_epoch_end(self, trainer: Any, task: Any) -> None:
-        batches = self._batches
+        assert self._spool is not None
+        self._spool.flush()
+        files = [self._spool.files]
         if trainer.world_size > 1:
-            gathered: Any = [None] * trainer.world_size if trainer.is_global_zero else None
-            torch.distributed.gather_object(batches, gathered)
-            batches = [batch for rank in gathered or [] for batch in rank]
+            files *= trainer.world_size
+            torch.distributed.all_gather_object(files, self._spool.files)
         if trainer.is_global_zero:
-            rows = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-            index, first = np.unique(rows.pop("index").numpy(), return_index=True)  # duplicates of padding go
-            read = index >= 0
-            index, first = index[read], first[read]
+            index, rows = self._spool.rows(chain.from_iterable(files))
             loader, folder = trainer.predict_dataloaders, Path(trainer.default_root_dir)
             records = loader.dataset.records
             if not len(index):
                 reasons = first_lines(loader.report.damaged)
                 raise HapError(f"none of the {len(records):,} images can be read{reasons}")
-            rows = {name: value[torch.from_numpy(first)] for name, value in rows.items()}
             task.write_predictions(rows, [records[i] for i in index.tolist()], folder)
             if len(index) < len(records):
                 log.warning(
@@ -277,3 +323,5 @@ class Predictions(L.Callback):
                     *(f"{len(records) - len(index):,}", f"{len(records):,}"),
                     folder / "bad_samples_predict_*.txt",
                 )
+            shutil.rmtree(self._spool.folder)
+        self._spool = None

@@ -105,7 +105,7 @@ class Root:
     )
     predictions: str | None = None  # eval: score this table of predictions instead of a model
     ckpt_path: str | None = None  # train: resume from it; eval, predict: load it whole
-    resume: str | None = None  # "auto": go on from the newest intact checkpoint of run_dir
+    resume: str | None = None  # "auto": go on in run_dir; train: from its newest intact checkpoint
     compile: bool = False
     dry_run: bool = False  # train: say what would run and what it costs, and stop
     input: str | None = None  # predict: a folder, image, video, pattern ('crops/*.jpg') or list (.txt, .csv)

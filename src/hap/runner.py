@@ -129,7 +129,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         cause = next(c.cause for c in trainer.callbacks if isinstance(c, Ranks))  # type: ignore[attr-defined]
         if cause is None and not isinstance(error, OSError):  # the logger's, on a full disk
             raise
-        go_on = "; once that is mended, go on with resume=auto" if stage == "train" else ""
+        go_on = "; once that is mended, go on with resume=auto" if stage != "eval" else ""
         raise HapError(f"{cause or error}{go_on}") from error
     finally:
         wandb.finish()  # else the next job of a sweep, in the same process, would log into this run

@@ -277,6 +277,9 @@ class DataModule(L.LightningDataModule):
         self.steps_per_epoch: int | None = None  # set by the runner where an epoch is cut short
         self.report_dir: Path | None = None  # where unusable samples are named; set by the runner
         self.splits: Splits = {}
+        self.done = np.zeros(
+            0, np.int64
+        )  # indices of a prediction that are not needed again; set by a callback
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
@@ -333,7 +336,8 @@ class DataModule(L.LightningDataModule):
                 *(plan, self.batch_plan, rank, {**self.fingerprint, "seed": self.seed}), self.steps_per_epoch
             )
         else:
-            batches = EvalBatches(len(dataset), self.eval_batch_size, rank, world)
+            done = self.done if split == "predict" else None
+            batches = EvalBatches(len(dataset), self.eval_batch_size, rank, world, done)
         pieces = -(-self.batch_plan.micro // PIECE) if train else 1
         path = self.report_dir / f"bad_samples_{split}_rank{rank}.txt" if self.report_dir else None
         workers = self.num_workers if self.num_workers is not None else default_workers(self.trainer)

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,15 @@ class Boxes(Sequence[BoxRecord]):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_last": None}
+
+    @property
+    def num_images(self) -> int:
+        """Pictures and frames that have a box."""
+        return len(set(self.of))
+
+    def checksums(self) -> dict[str, str]:
+        """What tells these boxes from others of the same pictures."""
+        return {"boxes": f"{zlib.crc32(np.array([box[1:5] for box in self.boxes]).tobytes()):08x}"}
 
     def picture(self, source: Source) -> np.ndarray:
         """The whole picture. The last one is kept: boxes of one picture mostly follow each other."""

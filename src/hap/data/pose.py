@@ -68,6 +68,11 @@ class PoseRecords(Sequence["PoseRecord"]):
             for image, person in zip(self.image, self.ids, strict=True)
         )
 
+    @property
+    def num_images(self) -> int:
+        """Pictures that have people."""
+        return len(np.unique(self.image))
+
     def checksums(self) -> dict[str, Any]:
         """What tells these people from others of the same names."""
         columns = (self.center, self.scale, self.joints)

@@ -65,7 +65,7 @@ def fingerprint(records: Sequence[Any]) -> dict[str, Any]:
     """What tells one training split from another: the number of images, a checksum of their names in order, and
     where images have an identity (`ReidRecord`), the number of classes and a checksum of their numbering; where
     they have attributes (`AttributeRecords`), the number of these and checksums of their names and of the labels; where
-    records offer `checksums()` (`PoseRecords`), these.
+    records offer `checksums()` (`PoseRecords`, `Boxes`), these.
 
     Millions of records may offer their `names` without being made.
     """
@@ -187,11 +187,21 @@ class Pieces(Sampler[list[tuple[int, int]]]):
 
 class EvalBatches(Sampler[list[tuple[int, int]]]):
     """Every sample once, in order, dealt to the ranks in turn. Ranks that come out one short repeat their first
-    sample, so that all make the same number of steps; metrics drop the duplicate by its index."""
+    sample, so that all make the same number of steps; metrics drop the duplicate by its index.
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world: int = 1):
-        per_rank = -(-size // world)
-        mine = np.resize(np.arange(rank if rank < size else 0, size, world), per_rank)
+    Args:
+        done: indices that are left out. Of all the last one stays: Lightning passes over an empty loader, and with it
+            what comes at the end.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, rank: int = 0, world: int = 1, done: np.ndarray | None = None
+    ):
+        left = np.arange(size)
+        if done is not None and len(done):
+            left = np.setdiff1d(left, done) if len(done) < size else left[-1:]
+        per_rank = -(-len(left) // world)
+        mine = np.resize(left[rank if rank < len(left) else 0 :: world], per_rank)
         self.batches = [mine[i : i + batch_size].tolist() for i in range(0, per_rank, batch_size)]
 
     def __len__(self) -> int:
