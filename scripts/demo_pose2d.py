@@ -23,7 +23,7 @@ def main() -> None:
 
     def row(name: str, scores: dict[str, float]) -> None:
         values = {key.rpartition("/")[2]: value for key, value in scores.items()}
-        demo.row(name, *(f"{100 * values[key]:.1f}" for key in ("AP", "AP50", "PCK@0.05")))
+        demo.row(name, *(f"{100 * values[key]:.1f}" for key in ("AP", "AP50", "PCK_box@0.05")))
 
     metric = PoseMetric()
     metric.records = test

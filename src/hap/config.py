@@ -112,9 +112,12 @@ class Root:
     query: str | None = None  # predict, for retrieval: the same, of what to look for ...
     gallery: str | None = None  # ... and of what to look in
     video_stride: int = 1  # predict: every so manieth frame of videos
-    boxes: str | None = (
-        None  # predict: the people in full pictures, CSV image,x,y,w,h[,score] or COCO's detections
-    )
+    webcam_seconds: float = 10  # predict, input=webcam:0: how long it is recorded
+    # predict: the people in full pictures, a file (CSV image,x,y,w,h[,score], COCO's detections), or `detector`
+    boxes: str | None = None
+    detector: str = "resnet50"  # with boxes=detector, or mobilenet
+    detector_weights: str | None = None  # its file; null: in torch's cache
+    detector_score: float = 0.5  # from which a box is somebody
     output: str | None = None  # predict, 2D pose: luperson writes pose files to pre-train with, too
     data: Any = MISSING
     task: Any = MISSING

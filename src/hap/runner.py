@@ -22,12 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
 from hap.config import CONF_DIR, Root, check_config
 from hap.data.base import DataModule
-from hap.data.boxes import read_boxes
 from hap.data.files import user_path
-from hap.data.sources import INPUTS, read_inputs
 from hap.description import check_same, checked, describe_run
 from hap.errors import HapError
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
+from hap.people import find_people
 from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
 from hap.ranks import Ranks
@@ -100,13 +99,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if cfg.dry_run:
             return {}
     if stage == "predict":
-        given = {part: cfg[part] for part in task.inputs if cfg[part] is not None}
-        if len(given) < len(task.inputs):
-            needed = " ".join(f"{part}=FOLDER" for part in task.inputs)
-            raise HapError(f"predict needs {needed}; in place of a FOLDER: {INPUTS}")
-        inputs = read_inputs(given, cfg.video_stride)
-        none = cfg.boxes in (None, "none")
-        people = inputs if none else read_boxes(user_path(cfg.boxes), inputs, task.whole_pictures)
+        people = find_people(cfg, run_dir, task)
         datamodule.splits = {"predict": people}
     if checkpoint is not None and ckpt_path is not None:
         load_whole(task, ckpt_path, checkpoint)

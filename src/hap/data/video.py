@@ -8,7 +8,9 @@ frames are found by going forward until their stamp comes.
 
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import cv2
 import numpy as np
 
 from hap.data.decoding import MAX_PIXELS
-from hap.errors import BadSample, printable
+from hap.errors import BadSample, HapError, printable
 
 log = logging.getLogger(__name__)
 
@@ -177,3 +179,37 @@ def stamps(capture: cv2.VideoCapture) -> Iterator[float | None]:
             yield capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         else:
             failed += 1
+
+
+def record(capture: cv2.VideoCapture, path: Path, seconds: float) -> None:
+    """Write what a camera sees to a video file, at the rate at which its frames come.
+
+    Raises:
+        HapError: it gives no frame.
+    """
+    frames = path.with_suffix(".frames")
+    frames.mkdir()
+    start, count = time.monotonic(), 0
+    while time.monotonic() - start < seconds and (read := capture.read())[0]:
+        cv2.imwrite(str(frames / f"{count:07d}.jpg"), read[1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+        count += 1
+    if not count:
+        frames.rmdir()
+        raise HapError("the camera gives no picture: is another program using it? webcam:1 is the second one")
+    rate = count / max(time.monotonic() - start, 1e-3)
+    written = sorted(frames.iterdir())
+    write_video(path, rate, (cv2.cvtColor(cv2.imread(str(f)), cv2.COLOR_BGR2RGB) for f in written))  # type: ignore[arg-type]
+    shutil.rmtree(frames)
+
+
+def write_video(path: Path, rate: float, frames: Iterable[np.ndarray]) -> None:
+    """Frames (H, W, 3) uint8 RGB of one size, one after another, as MPEG-4."""
+    writer = None
+    for frame in frames:
+        if writer is None:
+            # More digits, or more frames a second, are no time base of MPEG-4.
+            rate = round(min(rate, 240.0), 2)
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, frame.shape[1::-1])
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    if writer is not None:
+        writer.release()

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from hap.data.boxes import picture_size
@@ -20,7 +19,7 @@ from hap.data.decoding import image_size, orientation, stored_points
 from hap.data.files import relative
 from hap.data.pretrain import write_poses as write_pose_table
 from hap.data.sources import ImageRecord, source_columns
-from hap.data.video import VIDEO_SUFFIXES
+from hap.data.video import VIDEO_SUFFIXES, write_video
 from hap.errors import HapError, printable
 from hap.metrics.pose import pose_score
 from hap.plots import draw_pose, write_picture
@@ -152,24 +151,12 @@ def _draw(
             videos.setdefault(path, []).append(people)
     for path, frames in videos.items():
         name = Path(path).name.removesuffix(Path(path).suffix)
-        _write_video(
-            folder / f"{name}.mp4", [records[people[0]].seconds for people in frames], map(drawn, frames)
+        seconds = [records[people[0]].seconds for people in frames]
+        length = seconds[-1] - seconds[0]
+        folder.mkdir(exist_ok=True)
+        write_video(
+            folder / f"{name}.mp4", (len(seconds) - 1) / length if length > 0 else 25.0, map(drawn, frames)
         )
-
-
-def _write_video(path: Path, seconds: Sequence[float], frames: Any) -> None:
-    """At the mean rate of its frames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    length = seconds[-1] - seconds[0]
-    rate = (len(seconds) - 1) / length if length > 0 else 25.0
-    writer = None
-    for frame in frames:
-        if writer is None:
-            size = frame.shape[1::-1]
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    if writer is not None:
-        writer.release()
 
 
 def check_luperson(records: Sequence[Any], skeleton: Skeleton) -> None:

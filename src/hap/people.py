@@ -1,0 +1,58 @@
+"""Of whom `hap predict` says something: the pictures that were given, and the people in them."""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import torch
+from omegaconf import DictConfig
+
+from hap.data.base import Record
+from hap.data.boxes import read_boxes
+from hap.data.files import user_path
+from hap.data.sources import INPUTS, read_inputs
+from hap.data.video import record
+from hap.detector import TorchvisionDetector, detect
+from hap.errors import HapError
+from hap.tasks.base import Task
+
+
+def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
+    """Each picture is one person; with `boxes=FILE` each of its boxes, with `boxes=detector` those that are found.
+
+    Raises:
+        HapError: keys are missing, or what they name is not there or makes no sense.
+    """
+    given = {part: cfg[part] for part in task.inputs if cfg[part] is not None}
+    if len(given) < len(task.inputs):
+        needed = " ".join(f"{part}=FOLDER" for part in task.inputs)
+        raise HapError(f"predict needs {needed}; in place of a FOLDER: {INPUTS}")
+    if cfg.boxes != "detector" and (cfg.detector_weights is not None or cfg.detector != "resnet50"):
+        raise HapError("the keys detector... are for boxes=detector, which is missing")
+    for part, text in given.items():
+        if camera := re.fullmatch(r"webcam:(\d+)", text):
+            given[part] = str(_recorded(int(camera[1]), run_dir, cfg.webcam_seconds))
+    pictures = read_inputs(given, cfg.video_stride)
+    if cfg.boxes in (None, "none"):
+        return pictures
+    path = user_path(cfg.boxes)
+    if cfg.boxes == "detector":
+        device = "cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu"
+        weights = None if cfg.detector_weights is None else user_path(cfg.detector_weights)
+        make = partial(TorchvisionDetector, cfg.detector, weights, device)
+        path = detect(make, pictures, run_dir / "detections.json", cfg.detector_score)
+    return read_boxes(path, pictures, task.whole_pictures)
+
+
+def _recorded(number: int, run_dir: Path, seconds: float) -> Path:
+    """What the camera sees, as a video in the run folder; what was recorded before is taken again."""
+    path = run_dir / "webcam.mp4"
+    if not path.is_file():
+        capture = cv2.VideoCapture(number)
+        if not capture.isOpened():
+            raise HapError(f"input=webcam:{number}: there is no such camera, or it may not be used")
+        record(capture, path, seconds)
+        capture.release()
+    return path
