@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from hap.data.pose_crops import of_people
 from hap.data.pose_files import read_annotation
 from hap.data.pose_own import read_coco_style
-from hap.data.pose_sets import MPII_MAT, of_people, raw_aic, read_aic, read_coco, read_mpii, read_multi
+from hap.data.pose_sets import MPII_MAT, raw_aic, read_aic, read_coco, read_mpii, read_multi
 from hap.data.samplers import fingerprint
 from hap.errors import BadSample, HapError
 from hap.pose.skeletons import COCO, of_names
@@ -199,6 +200,22 @@ def test_three_sets_one_after_the_other(coco, mpii, aic, tmp_path):
     assert len(list(train.names)) == 26
     assert splits["val"].skeleton is COCO
     assert {"joints_0", "people_2"} <= fingerprint(train).keys()
+
+
+@needs_samples
+def test_an_evaluation_needs_no_training_people(coco, mpii, aic, tmp_path):
+    for file in ("coco/annotations/person_keypoints_train2017.json", "mpii/annotations/mpii_train.json"):
+        (tmp_path / file).unlink()
+    (tmp_path / "aic/annotations/aic_train.json").unlink()
+    for splits in (read_coco(coco, SIZE), read_mpii(mpii, SIZE), read_aic(aic, SIZE)):
+        assert set(splits) == {"val", "test"}
+    with pytest.raises(HapError, match=r"no annotations for training in .*coco, .*aic, .*mpii"):
+        read_multi(tmp_path, SIZE)
+    (aic / "annotations/aic_val.json").unlink()
+    with pytest.raises(
+        HapError, match=r"no aic_val.json and no keypoint_validation_annotations_20170911.json"
+    ):
+        read_aic(aic, SIZE)
 
 
 @needs_samples

@@ -183,8 +183,11 @@ def unknown_numbers(cfg: DictConfig) -> dict[str, tuple[str, str]]:
 
 
 def count_classes(cfg: DictConfig, datamodule: DataModule) -> dict[str, list[str]]:
-    """Set the numbers of the model that are null to those of the training data. The names of the classes."""
-    labels = kind_of_task(cfg).labels_of(datamodule.records("train"))
+    """Set the numbers of the model that are null to those of the training data, or where there are none to those that
+    are evaluated. The names of the classes."""
+    datamodule.setup()
+    split = "train" if "train" in datamodule.splits else datamodule.test_split
+    labels = kind_of_task(cfg).labels_of(datamodule.records(split))
     cfg.task.model.update({key: len(labels[name]) for key, (name, _) in unknown_numbers(cfg).items()})
     return labels
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from hap.data.files import first_lines, list_files, relative
 from hap.data.pose import PoseRecords
+from hap.data.pose_crops import of_people
 from hap.data.pose_files import Annotation, read_annotation
-from hap.data.pose_sets import of_people
 from hap.errors import HapError, printable
 from hap.pose.skeletons import get_skeleton
 

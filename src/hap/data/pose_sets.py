@@ -12,17 +12,16 @@ from hap.data.decoding import image_size
 from hap.data.files import check_images, first_lines, locate, read_file, read_json
 from hap.data.mat_file import read_mat
 from hap.data.pose import MixedRecords, PoseRecords
-from hap.data.pose_files import Annotation, clean_boxes, read_annotation
-from hap.errors import BadSample, HapError, printable
-from hap.pose.geometry import PIXELS, box_to_region
+from hap.data.pose_crops import Size, of_detections, of_people
+from hap.data.pose_files import Annotation, read_annotation
+from hap.errors import BadSample, HapError
+from hap.pose.geometry import PIXELS
 from hap.pose.skeletons import AIC, COCO, MPII
-from hap.pose.truth import CocoTruth, MpiiTruth
+from hap.pose.truth import MpiiTruth
 
 log = logging.getLogger(__name__)
 
 Splits = dict[str, Any]  # to PoseRecords, or MixedRecords in training
-Size = Sequence[int]
-JITTER = 0.4  # of the side of a box, whose center moves by up to half of that
 
 AIC_FOLDERS = {
     "train": ("train", "20170909", "20170902"),
@@ -52,46 +51,81 @@ def read_coco(
         HapError: files or images are missing, or do not belong together.
     """
     folder = locate(root, ["annotations"], "it holds person_keypoints_{train,val}2017.json")
-    found = {
-        s: read_annotation(folder / f"annotations/person_keypoints_{s}2017.json", COCO)
-        for s in ("train", "val")
-    }
-    for split, annotation in found.items():
-        check_images(annotation.file, folder / f"{split}2017", annotation.files)
-    train = of_people(found["train"], folder / "train2017", size, jitter=jitter, seed=seed, drop_empty=True)
-    _compare("COCO train2017", {"people": (len(train), 149_813)})
-    truth, images = found["val"].truth(), folder / "val2017"
+    train = _coco_train(folder, size, jitter, seed)
+    annotation = _coco_annotation(folder, "val")
+    truth, images = annotation.truth(), folder / "val2017"
     if boxes == "detections":
-        val = of_detections(folder / detections, found["val"], truth, images, size)
+        val = of_detections(folder / detections, annotation, truth, images, size)
         _compare("COCO val2017", {"images": (len(val.files), 5_000), "boxes": (len(val), 104_125)})
     elif boxes == "truth":
-        val = of_people(found["val"], images, size, truth=truth, drop_empty=True)
+        val = of_people(annotation, images, size, truth=truth, drop_empty=True)
         _compare("COCO val2017", {"images": (len(val.files), 5_000), "people": (len(val), 6_352)})
     else:
         raise HapError(f"data.reader.boxes={boxes}: detections or truth")
-    return {"train": train, "val": val, "test": val}
+    return {**train, "val": val, "test": val}
+
+
+def _coco_annotation(folder: Path, split: str) -> Annotation:
+    annotation = read_annotation(folder / f"annotations/person_keypoints_{split}2017.json", COCO)
+    check_images(annotation.file, folder / f"{split}2017", annotation.files)
+    return annotation
+
+
+def _coco_train(folder: Path, size: Size, jitter: float, seed: int) -> Splits:
+    if not (folder / "annotations/person_keypoints_train2017.json").is_file():
+        return _no_training(folder)
+    annotation = _coco_annotation(folder, "train")
+    train = of_people(annotation, folder / "train2017", size, jitter=jitter, seed=seed, drop_empty=True)
+    _compare("COCO train2017", {"people": (len(train), 149_813)})
+    return {"train": train}
+
+
+def _no_training(folder: Path) -> Splits:
+    """Whoever evaluates needs no training people."""
+    log.info("%s has no annotations for training", folder)
+    return {}
 
 
 def read_mpii(root: Path, size: Size) -> Splits:
     """MPII as converted to json; evaluated on the 2,958 people of `mpii_gt_val.mat`. Regions are squares."""
-    folder = locate(root, ["annotations"], "it holds mpii_{train,val}.json and mpii_gt_val.mat")
-    people = {split: read_json(folder / f"annotations/mpii_{split}.json") for split in ("train", "val")}
-    train = _mpii_people(folder, "train", people["train"])
-    _compare("MPII", {"people of train": (len(train), 22_246), "people of val": (len(people["val"]), 2_958)})
-    truth = _mpii_truth(folder / "annotations/mpii_gt_val.mat", people["val"])
-    val = _mpii_people(folder, "val", people["val"], truth)
-    return {"train": train, "val": val, "test": val}
+    folder = _mpii_folder(root)
+    train = _mpii_train(folder)
+    people = read_json(folder / "annotations/mpii_val.json")
+    truth = _mpii_truth(folder / "annotations/mpii_gt_val.mat", people)
+    val = _mpii_people(folder, "val", people, truth)
+    _compare("MPII val", {"people": (len(val), 2_958)})
+    return {**train, "val": val, "test": val}
+
+
+def _mpii_folder(root: Path) -> Path:
+    return locate(root, ["annotations"], "it holds mpii_{train,val}.json and mpii_gt_val.mat")
+
+
+def _mpii_train(folder: Path) -> Splits:
+    path = folder / "annotations/mpii_train.json"
+    if not path.is_file():
+        return _no_training(folder)
+    train = _mpii_people(folder, "train", read_json(path))
+    _compare("MPII train", {"people": (len(train), 22_246)})
+    return {"train": train}
 
 
 def read_aic(root: Path, size: Size, jitter: float = 0.3, seed: int = 0) -> Splits:
     """AI Challenger: `aic_{train,val}.json` in COCO's format, or the raw json; evaluated on the annotated boxes."""
-    train, val = (_aic_annotation(root, split) for split in ("train", "val"))
-    records = of_people(*train, size, jitter=jitter, seed=seed)
-    _compare(
-        "AIC", {"people of train": (len(records), 378_352), "images of val": (len(val[0].files), 30_000)}
-    )
-    evaluated = of_people(*val, size, truth=val[0].truth(area_of_box=True))
-    return {"train": records, "val": evaluated, "test": evaluated}
+    train = _aic_train(root, size, jitter, seed)
+    if (found := _aic_annotation(root, "val")) is None:
+        raise HapError(_no_aic(root, "val"))
+    val = of_people(*found, size, truth=found[0].truth(area_of_box=True))
+    _compare("AIC val", {"images": (len(val.files), 30_000)})
+    return {**train, "val": val, "test": val}
+
+
+def _aic_train(root: Path, size: Size, jitter: float, seed: int) -> Splits:
+    if (found := _aic_annotation(root, "train")) is None:
+        return _no_training(root)
+    train = of_people(*found, size, jitter=jitter, seed=seed)
+    _compare("AIC train", {"people": (len(train), 378_352)})
+    return {"train": train}
 
 
 def read_multi(
@@ -108,130 +142,15 @@ def read_multi(
         folders: of the three below `root`, where they are not called coco, aic and mpii.
     """
     where = {name: root / (folders or {}).get(name, name) for name in ("coco", "aic", "mpii")}
-    coco = read_coco(where["coco"], size, boxes, jitter=jitter, seed=seed)
-    aic = read_aic(where["aic"], size, jitter, seed)
-    train = MixedRecords([coco["train"], aic["train"], read_mpii(where["mpii"], size)["train"]])
-    return {"train": train, "val": coco["val"], "test": coco["val"]}
-
-
-def of_people(
-    annotation: Annotation,
-    root: Path,
-    size: Size,
-    jitter: float = 0.0,
-    seed: int = 0,
-    truth: CocoTruth | None = None,
-    drop_empty: bool = False,
-) -> PoseRecords:
-    """The annotated people who are no crowd, have a labelled joint and a box of which something lies in the image.
-
-    Args:
-        drop_empty: also those whose area is 0, as of COCO.
-    """
-    box, inside = clean_boxes(annotation)
-    reasons = {
-        "a crowd": annotation.crowd,
-        "without a labelled joint": annotation.labelled == 0,
-        "without a box in the image": ~inside,
-        **({"of area 0": annotation.area <= 0} if drop_empty else {}),
-    }
-    keep = ~np.any(list(reasons.values()), axis=0)
-    dropped = "; ".join(f"{mask.sum():,} {reason}" for reason, mask in reasons.items() if mask.any())
-    log.info(
-        "%s: %s people%s", annotation.file, f"{keep.sum():,}", f", left out {dropped}" if dropped else ""
-    )
-    if not keep.any():
-        raise HapError(f"{annotation.file}: nobody to crop: {dropped}")
-    rows = np.flatnonzero(keep)
-    box = box[rows].astype(np.float32)
-    center, scale = box_to_region(box, size)
-    rng = np.random.default_rng(seed)
-    moved = rng.random(len(rows)) < jitter
-    shift = JITTER * (rng.random((len(rows), 2)) - 0.5) * box[:, 2:]
-    joints = annotation.joints[rows].astype(np.float32)
-    joints[..., 2] = joints[..., 2].clip(max=1)  # hidden ones are trained like visible ones
-    return PoseRecords(
-        root=root,
-        files=annotation.files,
-        sizes=annotation.sizes,
-        image=annotation.image[rows],
-        ids=[annotation.person_ids[row] for row in rows.tolist()],
-        box=box,
-        center=(center + moved[:, None] * shift).astype(np.float32),
-        scale=scale,
-        score=np.ones(len(rows), np.float32),
-        joints=joints,
-        skeleton=annotation.skeleton,
-        truth=truth,
-        protocol=f"{annotation.file.name}, {len(annotation.files):,} images, annotated boxes of {len(rows):,} people",
-    )
-
-
-def of_detections(
-    path: Path, annotation: Annotation, truth: CocoTruth, root: Path, size: Size
-) -> PoseRecords:
-    """The boxes that a detector found in the images of an annotation; they are cropped as they are.
-
-    Raises:
-        HapError: boxes of images that the annotation does not know: the two are of different sets.
-    """
-    if not path.is_file():
-        raise HapError(
-            f"no file of detections: {path}; data.reader.boxes=truth evaluates on the annotated boxes (another, "
-            "higher score), data.reader.detections=FILE names another file"
-        )
-    content = read_json(path)
-    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise HapError(f"{path} is no list of detections with image_id, category_id, bbox and score")
-    found = [item for item in content if item.get("category_id", 1) == truth.category_id]
-    place = {image_id: i for i, image_id in enumerate(truth.image_ids)}
-    foreign = [item.get("image_id") for item in found if item.get("image_id") not in place]
-    if foreign or not found:
-        named = [f"image_id {image_id!r}" for image_id in dict.fromkeys(map(str, foreign))]
-        raise HapError(
-            f"{path}: {len(foreign):,} of {len(found):,} boxes are of images that {annotation.file} does not list: "
-            f"a file for another set?{first_lines(named)}"
-        )
-    values = [[*(item.get("bbox") or [None] * 4), item.get("score")] for item in found]
-    try:
-        table = np.array(values, np.float64)
-        wrong = ~np.isfinite(table).all(1)
-    except (TypeError, ValueError):
-        wrong = np.array([len(v) != 5 or not all(isinstance(x, int | float) for x in v) for v in values])
-    if wrong.any():
-        named = [printable(str(found[i]))[:120] for i in np.flatnonzero(wrong)]
-        raise HapError(
-            f"{path}: {wrong.sum():,} detections have no bbox of four numbers and a score{first_lines(named)}"
-        )
-    some = (table[:, 2:4] > 0).all(1)
-    if not some.all():
-        log.warning("%s: %s boxes of no area are left out", path, f"{(~some).sum():,}")
-    image = np.array([place[item["image_id"]] for item in found])
-    without = len(truth.files) - len(np.unique(image[some]))
-    if without:
-        log.warning("%s: %s of %s images have no box", path, f"{without:,}", f"{len(truth.files):,}")
-    box, score = table[some, :4].astype(np.float32), table[some, 4].astype(np.float32)
-    log.info(
-        "%s: %s boxes, %.1f an image, lowest score %.3g",
-        *(path, f"{len(box):,}", len(box) / len(truth.files), score.min()),
-    )
-    center, scale = box_to_region(box, size)
-    return PoseRecords(
-        root=root,
-        files=annotation.files,
-        sizes=annotation.sizes,
-        image=image[some],
-        ids=np.flatnonzero(some).tolist(),
-        box=box,
-        center=center,
-        scale=scale,
-        score=score,
-        joints=np.zeros((len(box), len(truth.skeleton.joints), 3), np.float32),
-        skeleton=annotation.skeleton,
-        truth=truth,
-        protocol=f"{annotation.file.name}, {len(annotation.files):,} images, {len(box):,} detected boxes of "
-        f"{path.name}, lowest score {score.min():.3g}, {without:,} images without a box",
-    )
+    splits = read_coco(where["coco"], size, boxes, jitter=jitter, seed=seed)
+    parts = [
+        splits,
+        _aic_train(where["aic"], size, jitter, seed),
+        _mpii_train(_mpii_folder(where["mpii"])),
+    ]
+    if lacking := [name for name, part in zip(where, parts, strict=True) if "train" not in part]:
+        raise HapError(f"no annotations for training in {', '.join(str(where[name]) for name in lacking)}")
+    return {**splits, "train": MixedRecords([part["train"] for part in parts])}
 
 
 def _mpii_people(folder: Path, split: str, people: Any, truth: MpiiTruth | None = None) -> PoseRecords:
@@ -308,7 +227,7 @@ def _mpii_truth(path: Path, people: Sequence[Mapping[str, Any]]) -> MpiiTruth:
     return MpiiTruth(MPII, joints, labelled, 0.6 * np.linalg.norm(corners[:, 1] - corners[:, 0], axis=1))
 
 
-def _aic_annotation(root: Path, split: str) -> tuple[Annotation, Path]:
+def _aic_annotation(root: Path, split: str) -> tuple[Annotation, Path] | None:
     """The annotation of a split, and the folder of its images."""
     name, date, images_date = AIC_FOLDERS[split]
     named = [root / f"ai_challenger_keypoint_{name}_{d}" for d in (date, images_date)]
@@ -321,9 +240,14 @@ def _aic_annotation(root: Path, split: str) -> tuple[Annotation, Path]:
                 annotation = read_annotation(path, AIC) if kind == "json" else raw_aic(path, images)
                 check_images(path, images, annotation.files)
                 return annotation, images
-    raise HapError(
-        f"{root}: no aic_{split}.json and no keypoint_{name}_annotations_{date}.json in annotations/, {folder.name}/ "
-        "or the folder itself"
+    return None
+
+
+def _no_aic(root: Path, split: str) -> str:
+    name, date, _ = AIC_FOLDERS[split]
+    return (
+        f"{root}: no aic_{split}.json and no keypoint_{name}_annotations_{date}.json in annotations/, "
+        f"ai_challenger_keypoint_{name}_{date}/ or the folder itself"
     )
 
 
