@@ -146,6 +146,23 @@ def test_corners_are_recognised(pictures):
     assert len(boxes([detection(872, box) for box in np.stack([x1, y1, w, h], 1).tolist()])) == 500
 
 
+def test_exchanged_axes_are_recognised(pictures):
+    y, x, h, w = (XYWH[i] for i in (1, 0, 3, 2))
+    assert len(boxes([detection(785, [x, y, w, h])])) == 1
+    message = refused([detection(785, [30, 420, 80, 200])])
+    assert (
+        "looks like y x h w, or like those of pictures that were not turned upright; 1 of 1 boxes" in message
+    )
+    assert "looks like y x h w" in refused([detection(785, [y + n, x + 3 * n, h, w]) for n in range(8)])
+
+
+@pytest.mark.parametrize(
+    "bbox", [[-140, 50, 300, 90], [500, 50, 200, 90], [50, 300, 90, 200], [-100, -100, 900, 700]]
+)
+def test_a_few_people_at_the_border_are_no_other_format(pictures, bbox):
+    assert len(boxes([detection(872, bbox)])) == 1
+
+
 @pytest.mark.parametrize(
     ("bbox", "looks"),
     [

@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Source = ImageRecord | FrameRecord
 LOOKED_AT = 256  # pictures, evenly spread, whose boxes are compared with their sizes
 FAR = 0.05  # of the side of a picture, by which detectors seldom go beyond it
+FEW = 8  # boxes; that so many have their middle in the picture and still leave it by far is no chance
 MANY = 0.25  # share of the boxes that is suspect; of corners taken for x, y, w, h about half go so far
 
 
@@ -330,13 +331,25 @@ def _check_format(path: Path, boxes: Boxes) -> None:
         or box.x < -FAR * width
         or box.y < -FAR * height
     ]
-    fit = [b.x < b.w <= (1 + FAR) * width and b.y < b.h <= (1 + FAR) * height for b, height, width in looked]
-    corners = sum(fit) >= 0.95 * len(fit)
+    corners = _mostly(
+        -FAR * width <= b.x < b.w <= (1 + FAR) * width and -FAR * height <= b.y < b.h <= (1 + FAR) * height
+        for b, height, width in looked
+    )
+    swapped = _mostly(
+        min(b.x / height, b.y / width) >= -FAR and max((b.x + b.w) / height, (b.y + b.h) / width) <= 1 + FAR
+        for b, height, width in looked
+    )
+    outside = any(
+        not (0 < b.x + b.w / 2 < width and 0 < b.y + b.h / 2 < height) for b, height, width in looked
+    )
+    told = outside or len(looked) >= FEW
     if all(max(box.x, box.y, box.w, box.h) <= 1 for box, _, _ in looked):
         looks = "like shares of the picture: multiply by its width and height"
     elif corners and len(far) > MANY * len(looked):
         looks = "like x1 y1 x2 y2: subtract to get x, y, w, h"
-    elif len(far) > len(looked) / 2:
+    elif told and swapped and len(far) > MANY * len(looked):
+        looks = "like y x h w, or like those of pictures that were not turned upright"
+    elif told and len(far) > len(looked) / 2:
         looks = "like those of other pictures, of another size, or of pictures that were not turned upright"
     else:
         return
@@ -348,6 +361,10 @@ def _check_format(path: Path, boxes: Boxes) -> None:
         f"{path} looks {looks}; {len(far):,} of {len(looked):,} boxes leave their picture by far"
         + first_lines(examples, 3)
     )
+
+
+def _mostly(fits: Iterable[bool]) -> bool:
+    return float(np.mean(list(fits))) >= 0.95
 
 
 def picture_size(source: Source) -> tuple[int, int]:

@@ -238,5 +238,7 @@ class Pose2d(Task):
             check_luperson(self.trainer.datamodule.records("predict"), self.skeleton)  # type: ignore[attr-defined]
 
     def protocol(self) -> dict[str, Any]:
+        if self.metric.records is None:  # a training that is shorter than what lies between validations
+            return {}
         said = self._of_file or {"codec": type(self.codecs[0]).__name__, "flip_test": self.flip_test}
         return {**said, **self.metric.protocol()}
