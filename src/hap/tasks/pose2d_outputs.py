@@ -28,7 +28,7 @@ from hap.pose.skeletons import COCO, Skeleton
 log = logging.getLogger(__name__)
 
 NUM_PICTURES = 60  # that are drawn, of those with people, evenly spread
-DRAWN = 0.3  # score above which a joint is drawn
+DRAWN = 0.3  # score of a joint or a box from which it is drawn
 
 
 def write_poses(folder: Path, records: Sequence[Any], keypoints: np.ndarray, skeleton: Skeleton) -> None:
@@ -136,9 +136,10 @@ def _draw(
         picture = _picture_of(records[people[0]]).pixels()
         for i in people:
             box = records[i].box
-            picture = draw_pose(
-                picture, keypoints[i], skeleton, DRAWN, None if box is None else np.array(box[1:5])
-            )
+            if box is None:
+                picture = draw_pose(picture, keypoints[i], skeleton, DRAWN)
+            elif box.score is None or box.score >= DRAWN:
+                picture = draw_pose(picture, keypoints[i], skeleton, DRAWN, np.array(box[1:5]))
         return picture
 
     images = [people for (_, frame), people in pictures.items() if frame is None]
