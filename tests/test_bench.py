@@ -5,17 +5,19 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import config
 
 import hap.bench
 from hap.benchmarks import all as everything
-from hap.benchmarks import reading, steps
+from hap.benchmarks import plain_pose, pose2d, reading, steps
 from hap.benchmarks.profiling import kind_of
 from hap.benchmarks.timing import matmul_peak, median_seconds
 from hap.config import check_config
 from hap.errors import HapError
+from hap.pose.codecs import UDP
 from hap.runner import build
 
 TINY_BENCH = (
@@ -181,3 +183,37 @@ def test_without_a_gpu_the_command_says_what_to_type(tmp_path):
 )
 def test_kernels_by_their_names(kernel, kind):
     assert kind_of(kernel) == kind
+
+
+def test_pose2d_writes_its_record(tmp_path):
+    """The package and the straightforward way come to the same."""
+    small = ("num_images=2", "repeats=1", "eval_images=20", "eval_boxes=60", "eval_people=12")
+    small += ("predicted_people=9", "num_workers=0")
+    overrides = ("img_size=[64,48]", *TINY_BENCH[1:4], "task.model.head_dim=8", "trainer=cpu")
+    cfg = config(
+        "bench", "benchmark=pose2d", f"out={tmp_path}", *overrides, *(f"benchmark.{o}" for o in small)
+    )
+    hap.bench.body(cfg, tmp_path)
+    results = json.loads((tmp_path / "pose2d_cpu.json").read_text())["results"]
+    (reader,), (encode, decode) = results["reader"], results["heat_maps"]
+    assert min(reader["ratio"], encode["ratio"], decode["ratio"]) > 0
+    (scores,) = results["evaluation"]
+    assert scores["boxes"] == 60
+    assert scores["AP"] == pytest.approx(scores["plain_AP"], abs=1e-9)
+    assert results["predict"][0]["people_per_s"] > 0
+
+
+def test_the_straightforward_way_of_poses_gives_the_same(tmp_path):
+    codec = UDP((256, 192))
+    people = pose2d.write_people(tmp_path, 6, codec, seed=1)
+    for ours, plain in zip(
+        pose2d.training_batch(people, codec, 1), pose2d.plain_batch(people, codec, 1), strict=True
+    ):
+        assert ours.shape == plain.shape
+        assert (ours - plain).abs().max() < 0.04  # two levels of a pixel
+        assert (ours - plain).abs().mean() < 1e-4
+    joints = torch.rand(3, 17, 3) * torch.tensor([191.0, 255.0, 0]) + torch.tensor([0, 0, 1.0])
+    heatmaps, _ = codec.encode(joints)
+    heatmaps[0, 0] = 0
+    found = np.stack([plain_pose.decode(one) for one in heatmaps.numpy()])
+    assert np.abs(codec.decode(heatmaps).numpy() - found).max() < 2e-3
