@@ -24,6 +24,9 @@ demo-reid: $(READY)  ## re-identification of drawn people, from the shipped weig
 demo-attribute: $(READY)  ## attributes of drawn people, from the shipped weights and from nothing (CPU, minutes)
 	$(BIN)/python scripts/demo_attribute.py
 
+demo-pose2d: $(READY)  ## joints of drawn people, from the shipped weights and from nothing (CPU, minutes)
+	$(BIN)/python scripts/demo_pose2d.py
+
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -44,5 +47,5 @@ gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started ag
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
 
-.PHONY: help install demo demo-reid demo-attribute test lint bench gpu clean
+.PHONY: help install demo demo-reid demo-attribute demo-pose2d test lint bench gpu clean
 .DEFAULT_GOAL := help
