@@ -140,7 +140,62 @@ def test_three_sets_train_one_encoder_with_a_head_each(drawn, tmp_path):
     logged = train(root, tmp_path / "run", "experiment=pose2d_multi", *SMALL, "epochs=1")
     heads = [logged[f"train/head_{i}"] for i in range(3)]
     assert logged["train/loss"] == pytest.approx(sum(heads), rel=1e-5)
-    assert "val/AP" in logged
+    again = evaluate(
+        root,
+        tmp_path / "eval",
+        "experiment=pose2d_multi",
+        *SMALL,
+        f"ckpt_path={tmp_path}/run/checkpoints/last.ckpt",
+    )
+    assert again["test/AP"] == pytest.approx(logged["val/AP"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_train_three_sets(drawn, tmp_path):
+    """Every parameter has a gradient on both, also where one of them has nobody of a set."""
+    root = drawn("pose_multi", 12)
+    options = ("experiment=pose2d_multi", *SMALL, "epochs=1", f"data.root={root}", "trainer=ddp_cpu")
+    command = [sys.executable, "-m", "hap.train", *options, f"run_dir={tmp_path}/two"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    assert np.isfinite(results(tmp_path / "two")["train/loss"])
+
+
+def own_set(coco: Path, root: Path, names: list[str]) -> Path:
+    """The drawn people with their hips alone, under other names."""
+    for split in ("train", "val"):
+        content = json.loads((coco / f"annotations/person_keypoints_{split}2017.json").read_text())
+        content["categories"][0].update(keypoints=names, skeleton=[[1, 2]])
+        for person in content["annotations"]:
+            person["keypoints"] = person["keypoints"][33:39]
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        (root / f"annotations/{split}.json").write_text(json.dumps(content))
+        (root / split).symlink_to(coco / f"{split}2017")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "score"), [("", "PCK_box@0.05"), ("data.reader.sigmas=[0.08,0.08]", "AP")]
+)
+def test_joints_of_one_s_own(coco, tmp_path, sigmas, score):
+    """Two joints of the drawn people, in COCO's format: scored by what can be, and the best epoch is kept."""
+    root = own_set(coco, tmp_path / "own", ["left_hip", "right_hip"])
+    options = ["experiment=pose2d_own", *SMALL, "task.recipe.warmup_epochs=0", *([sigmas] if sigmas else [])]
+    logged = train(root, tmp_path / "run", *options)
+    assert logged[f"best_val/{score}"] >= logged[f"val/{score}"]
+    assert ("val/AP" in logged) == bool(sigmas)
+    checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["hap"]["labels"]["mirrored"] == ["right_hip", "left_hip"]
+
+
+def test_sides_without_a_partner_stop_training(coco, tmp_path):
+    root = own_set(coco, tmp_path / "own", ["left_hip", "right_foot"])
+    options = ["experiment=pose2d_own", *SMALL, "task.recipe.warmup_epochs=0", "epochs=1"]
+    with pytest.raises(HapError, match="left_hip, right_foot have a side in their names and no partner"):
+        train(root, tmp_path / "run", *options)
+    off = ("task.flip_test=false", "data.transforms.train.flip_prob=0")
+    train(root, tmp_path / "off", *options, *off)
+    pairs = "data.reader.flip_pairs=[[left_hip,right_foot]]"
+    train(root, tmp_path / "pairs", *options, pairs)
 
 
 def test_joints_in_another_order_score_the_same(coco, trained, tmp_path):

@@ -75,6 +75,10 @@ class Pose2d(Task):
         self._of_file: dict[str, Any] = {}  # what is known of predictions that were read
 
     @property
+    def best_of(self) -> str:  # type: ignore[override]
+        return "AP" if self.metric.records.truth.skeleton.sigmas is not None else "PCK_box@0.05"
+
+    @property
     def skeleton(self) -> Skeleton:
         """What the channels are. Raises HapError where neither checkpoint nor configuration says."""
         if "joints" in self.labels:
@@ -95,9 +99,9 @@ class Pose2d(Task):
     def arranged(
         cls, splits: Mapping[str, PoseRecords], labels: Mapping[str, Sequence[str]]
     ) -> Mapping[str, PoseRecords]:
-        """Joints by name. What was one split stays one."""
-        arranged = {id(records): records.arranged(labels["joints"]) for records in splits.values()}
-        return {name: arranged[id(records)] for name, records in splits.items()}
+        """Joints by name, of the splits that are evaluated. What was one split stays one."""
+        arranged = {id(r): r.arranged(labels["joints"]) for name, r in splits.items() if name != "train"}
+        return {name: arranged.get(id(records), records) for name, records in splits.items()}
 
     def forward(self, batch: dict[str, torch.Tensor]) -> Any:
         """In training heat maps (N, K, h, w) of every head for every image; else those to decode."""
@@ -195,12 +199,12 @@ class Pose2d(Task):
         records: Any = dataset.records
         poses, truth, tiles = self.metric.scored()[0], records.truth, []
         for pose, person, similarity in self.metric.ranked_people(NUM_PEOPLE, best):
-            row = int(poses.index[pose])
-            if row < 0:
-                row = int((records.image == truth.image[person]).argmax())
-            if dataset.problem(row) is not None:
-                continue
             mpii = isinstance(truth, MpiiTruth)
+            row = int(poses.index[pose])
+            if row < 0:  # of a file: any record of the picture shows it
+                row = next(iter(np.flatnonzero(records.image == truth.image[person]).tolist()), -1)
+            if row < 0 or dataset.problem(row) is not None:
+                continue
             labelled = truth.labelled[person] if mpii else truth.joints[person, :, 2] > 0
             joints = np.column_stack([truth.joints[person, :, :2] - mpii, labelled])
             box = records.box[row] if mpii else truth.box[person]
