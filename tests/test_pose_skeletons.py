@@ -78,10 +78,14 @@ def test_a_side_without_a_partner_is_never_flipped():
     declared.check_flip()
 
 
-def test_joints_without_sides_mirror_onto_themselves():
-    skeleton = of_names([f"p{i}" for i in range(23)])
-    assert skeleton.flippable
-    assert skeleton.flip_index.tolist() == list(range(23))
+def test_joints_without_sides_mirror_onto_themselves_if_told_so():
+    names = [f"p{i}" for i in range(23)]
+    with pytest.raises(HapError, match=r"p0, p1, p2, p3, \.\.\.: their names do not say .* \(\[\]: none\)"):
+        of_names(names).check_flip()
+    told = of_names(names, flip_pairs=[])
+    told.check_flip()
+    assert told.flip_index.tolist() == list(range(23))
+    of_names(["p0"]).check_flip()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Skeleton:
             person); None where nobody measured them: then there is no AP.
         links: pairs of joints to draw a line between.
         name: how messages call it.
+        told: whether anybody said, or the names say, what a mirror image does.
 
     Raises:
         HapError: names that are not different, pairs that are no pairs, sigmas of another number.
@@ -36,6 +37,7 @@ class Skeleton:
     sigmas: tuple[float, ...] | None = None
     links: tuple[tuple[int, int], ...] = ()
     name: str = "own"
+    told: bool = True
 
     def __post_init__(self) -> None:
         count = len(self.joints)
@@ -75,15 +77,21 @@ class Skeleton:
 
     @property
     def flippable(self) -> bool:
-        return not self.unpaired
+        return self.told and not self.unpaired
 
     def check_flip(self) -> None:
         """Raises HapError where a mirror image would put left joints on the right."""
-        if not self.flippable:
+        off = "or switch mirroring off: task.flip_test=false data.transforms.train.flip_prob=0"
+        if self.unpaired:
             raise HapError(
                 f"joints of {self.name}: {_listed(self.unpaired)} have a side in their names and no partner: declare "
-                "data.reader.flip_pairs=[[NAME,NAME],...], or switch mirroring off: task.flip_test=false "
-                "data.transforms.train.flip_prob=0"
+                f"data.reader.flip_pairs=[[NAME,NAME],...], {off}"
+            )
+        if not self.told:
+            raise HapError(
+                f"joints of {self.name}: {_listed(self.joints[:4])}{', ...' if len(self.joints) > 4 else ''}: their "
+                "names do not say which ones a mirror image exchanges: declare "
+                f"data.reader.flip_pairs=[[NAME,NAME],...] ([]: none), {off}"
             )
 
     def mapped(self, names: Sequence[str], where: str) -> np.ndarray:
@@ -170,7 +178,7 @@ def of_names(
     """A joint set of one's own; joints in pairs, links and the upper half by name or by index from 0.
 
     Args:
-        flip_pairs: None finds the pairs by name.
+        flip_pairs: None finds the pairs by name; an empty list says that there are none.
 
     Raises:
         HapError: a name that is none of the joints, or what `Skeleton` refuses.
@@ -189,13 +197,15 @@ def of_names(
 
     if sigmas is not None and any(not isinstance(sigma, int | float) for sigma in sigmas):
         raise HapError(f"sigmas of {name}: one list of {len(joints)} numbers")
+    found = pairs_by_name(joints) if flip_pairs is None else pairs(flip_pairs)
     return Skeleton(
         tuple(map(str, joints)),
-        pairs_by_name(joints) if flip_pairs is None else pairs(flip_pairs),
+        found,
         tuple(map(index, upper_body)),
         None if sigmas is None else tuple(map(float, sigmas)),
         pairs(links),
         name,
+        told=bool(found) or flip_pairs is not None or len(joints) == 1,
     )
 
 
