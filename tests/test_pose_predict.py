@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import config
 from test_pose_task import COCO, SMALL, train
+from test_sources import turned, write_video
 
 import hap
 from hap.data.decoding import decode_image, orientation, stored_points
@@ -140,6 +141,20 @@ def test_a_video_is_drawn_over_at_its_rate(predict, tmp_path):
     video = Video(folder / "pictures/walk.mp4", "walk.mp4")
     assert (len(video), video.size) == (10, (64, 96))
     assert np.diff(video.seconds).mean() == pytest.approx(1 / 12.5, abs=1e-3)
+
+
+def test_a_phone_s_video_is_drawn_over_upright(predict, tmp_path):
+    """Stored lying, shown standing: the places count in what is shown, and so is what is written."""
+    path = turned(write_video(tmp_path / "lying.mp4", frames=6), tmp_path / "phone.mp4", 90)
+    stored = cv2.VideoCapture(str(path))
+    stored.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)
+    width, height = (int(stored.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    poses, _ = read(folder := predict(path))
+    assert {(image["width"], image["height"]) for image in poses["images"]} == {(height, width)}
+    drawn = Video(folder / "pictures/phone.mp4", "phone.mp4")
+    assert drawn.size == (width, height)
+    difference = drawn.read(0).astype(int) - Video(path, "phone").read(0)
+    assert np.abs(difference).mean() < 12
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
