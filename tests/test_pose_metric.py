@@ -476,7 +476,7 @@ def test_without_sigmas_there_is_pck_alone():
     assert set(metric.per_joint()[0]) == {"joint", "labelled", "PCK_box@0.2", "PCK_box@0.05", "left_right"}
     assert metric.ranked_people(1, best=False)[0][2] == 1
     assert metric.protocol()["sigmas"] == "none, so no AP"
-    with pytest.raises(HapError, match=r"joints of grid: .*set sigmas=\[...\], 17 numbers"):
+    with pytest.raises(HapError, match=r"joints of grid: .*set data.reader.sigmas=\[...\], 17 numbers"):
         coco_scores(truth, truth.image, truth.joints, np.ones(len(truth.image)))
 
 

@@ -47,7 +47,7 @@ def coco_scores(
         count = len(truth.skeleton.joints)
         raise HapError(
             f"joints of {truth.skeleton.name}: without sigmas there is no OKS and no AP, and those of other joints "
-            f"would make a wrong one: set sigmas=[...], {count} numbers, one for each joint, in data.reader.skeleton"
+            f"would make a wrong one: set data.reader.sigmas=[...], {count} numbers, one for each joint"
         )
     people = int(counted(truth).sum())
     if not people:
