@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import config
 from test_pose_task import COCO, SMALL, train
 from test_sources import turned, write_video
@@ -248,6 +249,27 @@ def test_joints_are_drawn_above_a_threshold_by_their_side():
     near = close_up(image, keypoints, skeleton, np.array([40, 10, 50, 60]), (60, 50), threshold=0.3)
     assert near.shape == (60, 50, 3)
     assert near.any()
+
+
+def test_a_released_file_needs_no_checkpoint(checkpoint, predict, tmp_path):
+    """Its joints are those of the experiment; without one they are asked for."""
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    names = {
+        name: name.removeprefix("model.").replace("heads.0.", "keypoint_head.")
+        for name in state
+        if name.startswith("model.")
+    }
+    official = {
+        (new if new.startswith("keypoint_head.") else f"backbone.{new}"): state[old]
+        for old, new in names.items()
+    }
+    torch.save({"meta": {}, "state_dict": official}, tmp_path / "released.pth")
+    picture(tmp_path / "in/a.jpg")
+    options = (*COCO, *QUIET, f"weights={tmp_path}/released.pth", f"input={tmp_path}/in")
+    run("predict", config("predict", *options), tmp_path / "released")
+    assert read(tmp_path / "released")[1] == read(predict(tmp_path / "in"))[1]
+    with pytest.raises(HapError, match=r"does not name the joints: give task\.skeleton=coco"):
+        run("predict", config("predict", *options, "task.skeleton=null"), tmp_path / "unknown")
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="HAP_SAMPLES is not set")
