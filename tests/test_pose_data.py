@@ -362,6 +362,9 @@ def exporters():
     text = content([{**person(f"p{i}", image=f"img{i}")} for i in (1, 2)])
     text["images"] = [{**image, "id": f"img{image['id']}"} for image in plain["images"]]
     floats = content([person(1.0, image=1.0), person(2.0, image=2)])
+    nothing = content(
+        [person(1), person(2, image=2), person(3, joints=((float("nan"), float("nan"), 0),) * 3)]
+    )
     unlabelled = content(
         [person(1), person(2, image=2), person(3, joints=[(0, 0, 0)] * 3), {**person(4), "keypoints": []}]
     )
@@ -375,6 +378,7 @@ def exporters():
         "text ids": text,
         "floating ids": floats,
         "people without joints": unlabelled,
+        "no numbers where nothing is labelled": nothing,
     }
 
 
@@ -397,7 +401,7 @@ def test_roboflow_s_folders(tmp_path):
     assert (splits["train"][0].file, splits["val"][0].file) == ("train/1.jpg", "valid/1.jpg")
 
 
-def test_crowds_and_boxes_outside(own):
+def test_crowds_and_boxes_outside(own, caplog):
     people = [
         person(1),
         person(2, iscrowd=1),
@@ -407,11 +411,14 @@ def test_crowds_and_boxes_outside(own):
         person(6, box=(90, 70, 40, 40)),
     ]
     splits = read_coco_style(own(content(people)), SIZE)
-    assert list(splits["train"].ids) == [1, 6]
-    assert splits["train"].box[1].tolist() == [90, 70, 9, 9]
+    assert list(splits["train"].ids) == [1, 4, 5, 6]
+    assert splits["train"].box[3].tolist() == [90, 70, 9, 9]
     truth = splits["val"].truth
     assert truth.crowd.tolist() == [False, True, False, False, False, False]
-    assert truth.box[4].tolist() == [15, 20, 30, 20]  # the extent of the joints
+    for row in (3, 4):  # without a box, or one of an area: the extent of the joints
+        assert truth.box[row].tolist() == [15, 20, 30, 20]
+        assert truth.area[row] == pytest.approx(0.53 * 30 * 20)
+    assert "2 of 6 people have no box of an area" in caplog.text
 
 
 @pytest.mark.parametrize(

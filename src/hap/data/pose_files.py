@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,12 @@ class Annotation:
         return (self.joints[..., 2] > 0).sum(1)
 
     def truth(self, area_of_box: bool = False) -> CocoTruth:
-        """To score predictions against. Areas that are missing or not above 0 become 0.53 w h of the box; boxes that
-        are missing, the extent of the joints.
+        """To score predictions against. Areas that are missing or not above 0 become 0.53 w h of the box.
 
         Args:
             area_of_box: all areas by that rule, as of AI Challenger.
         """
-        box, area = np.where(np.isnan(self.box), _extent(self.joints), self.box), self.area
+        box, area = np.where(np.isnan(self.box), 0, self.box), self.area
         unknown = ~(area > 0) | area_of_box
         counted = unknown & (self.labelled > 0) & ~self.crowd
         if counted.any() and not area_of_box:
@@ -231,6 +230,7 @@ def _keypoints(path: Path, ids: Sequence[Any], rows: Sequence[Any], count: int) 
     nothing = [0.0] * (3 * count)
     values = _numbers(path, ids, [row or nothing for row in rows], 3 * count, f"keypoints ({count} joints)")
     values = values.reshape(-1, count, 3)
+    values[values[..., 2] == 0] = 0  # some tools write nothing that is a number there
     if not np.isin(values[..., 2], (0, 1, 2)).all() or not np.isfinite(values).all():
         bad = ~(np.isin(values[..., 2], (0, 1, 2)) & np.isfinite(values).all(2)).all(1)
         named = [f"annotation {printable(str(ids[i]))}" for i in np.flatnonzero(bad).tolist()]
@@ -278,6 +278,17 @@ def _check_places(annotation: Annotation) -> None:
             f"{annotation.file}: keypoints look like y, x: {swapped:.0%} of them lie in their box when swapped, "
             f"{given:.0%} as they are: write x first"
         )
+
+
+def with_boxes(annotation: Annotation) -> Annotation:
+    """People whose box is missing or of no area get the extent of their labelled joints."""
+    lacking = ~(annotation.box[:, 2:] > 0).all(1) & (annotation.labelled > 1)
+    if lacking.any():
+        log.warning(
+            "%s: %s of %s people have no box of an area; that around their joints is taken",
+            *(annotation.file, f"{lacking.sum():,}", f"{len(lacking):,}"),
+        )
+    return replace(annotation, box=np.where(lacking[:, None], _extent(annotation.joints), annotation.box))
 
 
 def clean_boxes(annotation: Annotation) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 from hap.data.files import first_lines, list_files, relative
 from hap.data.pose import PoseRecords
 from hap.data.pose_crops import of_people
-from hap.data.pose_files import Annotation, read_annotation
+from hap.data.pose_files import Annotation, read_annotation, with_boxes
 from hap.errors import HapError, printable
 from hap.pose.skeletons import get_skeleton
 
@@ -71,7 +71,7 @@ def read_coco_style(
             continue
         annotation = read_annotation(file, joints, category, options)
         joints = annotation.skeleton
-        annotation = replace(annotation, files=_located(root, annotation, there, split))
+        annotation = with_boxes(replace(annotation, files=_located(root, annotation, there, split)))
         if split == "train":
             splits[split] = of_people(annotation, root, size, jitter=jitter, seed=seed)
         else:
