@@ -144,6 +144,24 @@ def test_a_video_is_drawn_over_at_its_rate(predict, tmp_path):
     assert np.diff(video.seconds).mean() == pytest.approx(1 / 12.5, abs=1e-3)
 
 
+def test_frames_and_pictures_without_anybody_stay(predict, tmp_path):
+    """Boxes in some frames of a video: it keeps its length; the others are pictures in the table, too."""
+    picture(tmp_path / "in/a.jpg")
+    write_video(tmp_path / "in/walk.mp4", frames=8)
+    picture(tmp_path / "in/b.jpg")
+    (tmp_path / "in/list.txt").write_text("a.jpg\nb.jpg\nwalk.mp4\n")
+    boxes = "image,x,y,w,h\nb.jpg,10,10,40,60\n" + "".join(f"walk.mp4#{n},5,5,20,20\n" for n in (2, 2, 6))
+    (tmp_path / "boxes.csv").write_text(boxes)
+    poses, rows = read(folder := predict(tmp_path / "in/list.txt", f"boxes={tmp_path}/boxes.csv"))
+    assert len(poses["images"]) == 2 + 8
+    of = {image["id"]: (image["file_name"][-5:], image.get("frame")) for image in poses["images"]}
+    found = [of[person["image_id"]] for person in poses["annotations"]]
+    assert found == [("b.jpg", None), ("k.mp4", 2), ("k.mp4", 2), ("k.mp4", 6)]
+    assert [row["frame"] for row in rows] == ["", "2", "2", "6"]
+    assert len(Video(folder / "pictures/walk.mp4", "walk.mp4")) == 8
+    assert [path.name for path in sorted((folder / "pictures").glob("*.png"))] == ["000000.png"]
+
+
 def test_a_phone_s_video_is_drawn_over_upright(predict, tmp_path):
     """Stored lying, shown standing: the places count in what is shown, and so is what is written."""
     path = turned(write_video(tmp_path / "lying.mp4", frames=6), tmp_path / "phone.mp4", 90)

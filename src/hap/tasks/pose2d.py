@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from hap.data.base import Dataset
+from hap.data.boxes import Boxes
 from hap.data.pose import PoseRecords
 from hap.errors import HapError, printable
 from hap.losses import HeatmapLoss
@@ -171,7 +172,9 @@ class Pose2d(Task):
     def write_predictions(self, rows: dict[str, torch.Tensor], records: Sequence[Any], folder: Path) -> None:
         """See `pose2d_outputs.write_poses`, and with `output=luperson` `write_luperson`."""
         keypoints = rows["keypoints"].numpy()
-        write_poses(folder, records, keypoints, self.skeleton)
+        given: Any = self.trainer.datamodule.records("predict")  # type: ignore[attr-defined]
+        pictures = given.sources if isinstance(given, Boxes) else given
+        write_poses(folder, records, keypoints, self.skeleton, pictures)
         if self.output == "luperson":
             write_luperson(folder, records, keypoints, self.skeleton)
 

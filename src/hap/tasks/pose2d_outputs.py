@@ -8,7 +8,8 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hap.data.files import relative
 from hap.data.pretrain import write_poses as write_pose_table
 from hap.data.sources import ImageRecord, source_columns
 from hap.data.video import VIDEO_SUFFIXES, write_video
-from hap.errors import HapError, printable
+from hap.errors import BadSample, HapError, printable
 from hap.metrics.pose import pose_score
 from hap.plots import draw_pose, write_picture
 from hap.pose.skeletons import COCO, Skeleton
@@ -31,7 +32,9 @@ NUM_PICTURES = 60  # that are drawn, of those with people, evenly spread
 DRAWN = 0.3  # score of a joint or a box from which it is drawn
 
 
-def write_poses(folder: Path, records: Sequence[Any], keypoints: np.ndarray, skeleton: Skeleton) -> None:
+def write_poses(
+    folder: Path, records: Sequence[Any], keypoints: np.ndarray, skeleton: Skeleton, pictures: Sequence[Any]
+) -> None:
     """
     `poses.json`: in COCO's format, with `images` (`id`, `file_name`, `width`, `height`, of videos `frame` and
     `seconds`), `categories` (names of the joints, links) and `annotations`: `bbox` [x, y, w, h], `score` of the person,
@@ -40,45 +43,50 @@ def write_poses(folder: Path, records: Sequence[Any], keypoints: np.ndarray, ske
     `poses.csv`: a row for each person, where it is from (`source_columns`), `person_score`, and x, y and score of each
     joint by its name.
 
-    `pictures/`: everybody in a picture together; of a video `pictures/NAME.mp4`.
+    `pictures/`: everybody in a picture together; of a video `pictures/NAME.mp4`, all of its frames that were given.
 
     Args:
         records: of people; their pictures with `frame`, `box` and so on, see `hap.data.sources`, `hap.data.boxes`.
         keypoints: float32 (N, K, 3): x, y in pixels of the whole picture, score.
+        pictures: all that were given, also those in which nobody is.
     """
     box_score = np.array([1.0 if r.box is None or r.box.score is None else r.box.score for r in records])
     score = pose_score(keypoints, box_score)
-    pictures = _pictures(records)
-    _write_json(folder / "poses.json", records, pictures, keypoints, score, skeleton)
+    people = _people(records, pictures)
+    _write_json(folder / "poses.json", records, people, keypoints, score, skeleton)
     _write_csv(folder / "poses.csv", records, keypoints, score, skeleton)
-    _draw(folder / "pictures", records, pictures, keypoints, skeleton)
+    _draw(folder / "pictures", records, people, keypoints, skeleton)
 
 
-def _picture_of(record: Any) -> Any:
-    return record if record.box is None else record.source
+Picture = tuple[Any, list[int]]  # and the people in it, by their places in the records
 
 
-def _pictures(records: Sequence[Any]) -> Mapping[tuple[str, int | None], list[int]]:
-    """The people of each picture, by file and frame, in the order of their first."""
-    people: dict[tuple[str, int | None], list[int]] = {}
+def _people(records: Sequence[Any], pictures: Sequence[Any]) -> list[Picture]:
+    """Who is in each picture."""
+    found: dict[tuple[str, int | None], Picture] = {}
+    for picture in pictures:
+        found.setdefault((str(picture.path), picture.frame), (picture, []))
     for i, record in enumerate(records):
-        people.setdefault((str(record.path), record.frame), []).append(i)
-    return people
+        found[str(record.path), record.frame][1].append(i)
+    return list(found.values())
 
 
 def _write_json(
     path: Path,
     records: Sequence[Any],
-    pictures: Mapping[Any, list[int]],
+    pictures: Sequence[Picture],
     keypoints: np.ndarray,
     score: np.ndarray,
     skeleton: Skeleton,
 ) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, people in enumerate(pictures.values(), start=1):
-        picture = _picture_of(records[people[0]])
-        height, width = picture_size(picture)
+    for picture, people in pictures:
+        try:
+            height, width = picture_size(picture)
+        except (BadSample, OSError):  # it was named when it was read
+            continue
+        number = len(images) + 1
         image = {"id": number, "file_name": picture.file, "width": width, "height": height}
         if picture.frame is not None:
             image |= {"frame": picture.frame, "seconds": round(picture.seconds, 3)}
@@ -128,36 +136,39 @@ def _write_csv(
 def _draw(
     folder: Path,
     records: Sequence[Any],
-    pictures: Mapping[tuple[str, int | None], list[int]],
+    pictures: Sequence[Picture],
     keypoints: np.ndarray,
     skeleton: Skeleton,
 ) -> None:
-    def drawn(people: list[int]) -> np.ndarray:
-        picture = _picture_of(records[people[0]]).pixels()
+    def drawn(picture: Any, people: list[int]) -> np.ndarray:
+        image = picture.pixels()
         for i in people:
             box = records[i].box
             if box is None:
-                picture = draw_pose(picture, keypoints[i], skeleton, DRAWN)
+                image = draw_pose(image, keypoints[i], skeleton, DRAWN)
             elif box.score is None or box.score >= DRAWN:
-                picture = draw_pose(picture, keypoints[i], skeleton, DRAWN, np.array(box[1:5]))
-        return picture
+                image = draw_pose(image, keypoints[i], skeleton, DRAWN, np.array(box[1:5]))
+        return image
 
-    images = [people for (_, frame), people in pictures.items() if frame is None]
+    def readable(frames: Sequence[Picture]) -> Iterator[np.ndarray]:
+        for picture, people in frames:
+            with suppress(BadSample):  # it was named when it was read
+                yield drawn(picture, people)
+
+    images = [(picture, people) for picture, people in pictures if picture.frame is None and people]
     chosen = np.linspace(0, len(images) - 1, min(NUM_PICTURES, len(images))).round().astype(int)
     for number in chosen.tolist():
-        write_picture(folder / f"{number:06d}.png", drawn(images[number]))
-    videos: dict[str, list[list[int]]] = {}
-    for (path, frame), people in pictures.items():
-        if frame is not None:
-            videos.setdefault(path, []).append(people)
+        write_picture(folder / f"{number:06d}.png", drawn(*images[number]))
+    videos: dict[str, list[Picture]] = {}
+    for picture, people in pictures:
+        if picture.frame is not None:
+            videos.setdefault(str(picture.path), []).append((picture, people))
     for path, frames in videos.items():
         name = Path(path).name.removesuffix(Path(path).suffix)
-        seconds = [records[people[0]].seconds for people in frames]
-        length = seconds[-1] - seconds[0]
+        length = frames[-1][0].seconds - frames[0][0].seconds
+        rate = (len(frames) - 1) / length if length > 0 else 25.0
         folder.mkdir(exist_ok=True)
-        write_video(
-            folder / f"{name}.mp4", (len(seconds) - 1) / length if length > 0 else 25.0, map(drawn, frames)
-        )
+        write_video(folder / f"{name}.mp4", rate, readable(frames))
 
 
 def check_luperson(records: Sequence[Any], skeleton: Skeleton) -> None:
