@@ -30,7 +30,7 @@ FURTHER = (
 
 
 def main() -> None:
-    demo = Demo("demo", str(__doc__).splitlines()[0], ["squared error", "of Telea's"])
+    demo = Demo("demo", str(__doc__).splitlines()[0], {"error": "squared error", "share": "of Telea's"})
     demo.say("drawing 1,280 people whom the shipped weights have never seen")
     cfg = demo.config("train")
     datamodule = build(cfg.data, "data")

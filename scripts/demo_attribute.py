@@ -15,29 +15,22 @@ from hap.metrics.attributes import AttributeMetric
 from hap.runner import build
 from hap.tasks.attribute import share_of_yes
 
+COLUMNS = {"mA": "mA (%)", "F1": "F1 (%)", "AP": "AP (%)"}
 DECAY = 1e-5  # of the linear classifier
 
 
 def main() -> None:
-    demo = Demo("demo_attribute", str(__doc__).splitlines()[0], ["mA (%)", "F1 (%)", "AP (%)"])
+    demo = Demo("demo_attribute", str(__doc__).splitlines()[0], COLUMNS)
     demo.say("drawing people whom the shipped weights have never seen")
     cfg = demo.config("train")
     datamodule = build(cfg.data, "data")
     train, test = datamodule.records("train"), datamodule.records("test")
 
-    def row(name: str, scores: dict[str, float]) -> None:
-        values = {key.rpartition("/")[2]: value for key, value in scores.items()}
-        demo.row(name, *(f"{100 * values[key]:.1f}" for key in ("mA", "F1", "AP")))
-
     constant = torch.from_numpy(share_of_yes(train.labels)).float().expand(len(test), -1)
-    row("what most people have", score(test, constant))
-    row("linear, on colour histograms", score(test, linear_on_colours(train, test)))
+    demo.scores("what most people have", score(test, constant))
+    demo.scores("linear, on colour histograms", score(test, linear_on_colours(train, test)))
 
-    demo.say(f"fine-tuning both alike, {cfg.epochs} epochs, side by side")
-    results = demo.train(finetuned_nothing=(), finetuned_drawn=("weights=drawn",))
-    row("fine-tuned from nothing", results["finetuned_nothing"])
-    row("fine-tuned from weights=drawn", results["finetuned_drawn"])
-    demo.pictures += sorted((demo.out / "finetuned_drawn" / "pictures").glob("*.png"))
+    demo.finetune(cfg.epochs)
     demo.finish(f"{len(test.attributes)} attributes of {len(test)} people not seen in training:")
 
 

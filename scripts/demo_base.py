@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import time
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -38,10 +39,10 @@ class Demo:
     Args:
         experiment: of all runs; its folder below runs/ is where they go.
         description: for --help.
-        columns: of the table, after the name of a row.
+        columns: of the table, after the name of a row: the name of a score, and its title.
     """
 
-    def __init__(self, experiment: str, description: str, columns: list[str]):
+    def __init__(self, experiment: str, description: str, columns: Mapping[str, str]):
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--seed", type=int, default=0, help="of people and training")
         folder = Path("runs") / experiment / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -89,11 +90,25 @@ class Demo:
     def row(self, name: str, *values: str) -> None:
         self.rows.append([name, *values])
 
+    def scores(self, name: str, found: Mapping[str, float]) -> None:
+        """A row of scores in per cent. Their names may stand behind that of a split, `val/AP`."""
+        values = {key.rpartition("/")[2]: value for key, value in found.items()}
+        self.row(name, *(f"{100 * values[key]:.1f}" for key in self.columns))
+
+    def finetune(self, epochs: int) -> None:
+        """Fine-tune from nothing and from the shipped weights, all else alike: two rows, and the pictures of the
+        latter."""
+        self.say(f"fine-tuning both alike, {epochs} epochs, side by side")
+        results = self.train(finetuned_nothing=(), finetuned_drawn=("weights=drawn",))
+        self.scores("fine-tuned from nothing", results["finetuned_nothing"])
+        self.scores("fine-tuned from weights=drawn", results["finetuned_drawn"])
+        self.pictures += sorted((self.out / "finetuned_drawn" / "pictures").glob("*.png"))
+
     def finish(self, title: str) -> None:
         """The table, and where the pictures are."""
         self.say("done")
         print(f"\n{title}")
-        print_table(["", *self.columns], self.rows)
+        print_table(["", *self.columns.values()], self.rows)
         print("\n".join(["pictures:", *map(str, self.pictures)]))
 
 

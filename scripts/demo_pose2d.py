@@ -13,28 +13,22 @@ from hap.data.pose import PoseRecords
 from hap.metrics.pose import PoseMetric
 from hap.runner import build
 
+COLUMNS = {"AP": "AP (%)", "AP50": "AP50 (%)", "PCK_box@0.05": "PCK@0.05 (%)"}
+
 
 def main() -> None:
-    demo = Demo("demo_pose2d", str(__doc__).splitlines()[0], ["AP (%)", "AP50 (%)", "PCK@0.05 (%)"])
+    demo = Demo("demo_pose2d", str(__doc__).splitlines()[0], COLUMNS)
     demo.say("drawing people whom the shipped weights have never seen")
     cfg = demo.config("train")
     datamodule = build(cfg.data, "data")
     train, test = datamodule.records("train"), datamodule.records("test")
 
-    def row(name: str, scores: dict[str, float]) -> None:
-        values = {key.rpartition("/")[2]: value for key, value in scores.items()}
-        demo.row(name, *(f"{100 * values[key]:.1f}" for key in ("AP", "AP50", "PCK_box@0.05")))
-
     metric = PoseMetric()
     metric.records = test
     metric.update(torch.from_numpy(mean_pose(train, test)), torch.arange(len(test)))
-    row("mean pose in each box", metric.compute())
+    demo.scores("mean pose in each box", metric.compute())
 
-    demo.say(f"fine-tuning both alike, {cfg.epochs} epochs of {len(train):,} people, side by side")
-    results = demo.train(finetuned_nothing=(), finetuned_drawn=("weights=drawn",))
-    row("fine-tuned from nothing", results["finetuned_nothing"])
-    row("fine-tuned from weights=drawn", results["finetuned_drawn"])
-    demo.pictures += sorted((demo.out / "finetuned_drawn" / "pictures").glob("*.png"))
+    demo.finetune(cfg.epochs)
     demo.finish(f"joints of {len(test)} people not seen in training:")
 
 

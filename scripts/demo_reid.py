@@ -16,34 +16,28 @@ from hap.metrics.ranking import evaluate_ranking
 from hap.models.vit import create_encoder
 from hap.runner import build
 
+COLUMNS = {"mAP": "mAP (%)", "rank1": "rank 1 (%)"}
+
 
 def main() -> None:
-    demo = Demo("demo_reid", str(__doc__).splitlines()[0], ["mAP (%)", "rank 1 (%)"])
+    demo = Demo("demo_reid", str(__doc__).splitlines()[0], COLUMNS)
     demo.say("drawing people whom the shipped weights have never seen")
     cfg = demo.config("train")
     records = build(cfg.data, "data").records("test")
     rng = np.random.default_rng(demo.seed)
 
-    def row(name: str, scores: dict[str, float]) -> None:
-        values = {key.rpartition("/")[2]: value for key, value in scores.items()}
-        demo.row(name, *(f"{100 * values[key]:.1f}" for key in ("mAP", "rank1")))
-
-    row("random order", score(records, lambda _: rng.standard_normal(512)))
-    row("colour histogram", score(records, colour_histogram))
+    demo.scores("random order", score(records, lambda _: rng.standard_normal(512)))
+    demo.scores("colour histogram", score(records, colour_histogram))
 
     demo.say("scoring the encoder as it is: random, and weights=drawn")
     torch.manual_seed(demo.seed)
     untrained = demo.out / "random.safetensors"
     save_file(create_encoder("vit_micro", tuple(cfg.img_size)).state_dict(), untrained, {"grid": "16x8"})
-    row("encoder, random", demo.run("eval", "random", f"weights={untrained}", "zero_shot=true"))
-    row("encoder, weights=drawn", demo.run("eval", "drawn", "weights=drawn", "zero_shot=true"))
+    demo.scores("encoder, random", demo.run("eval", "random", f"weights={untrained}", "zero_shot=true"))
+    demo.scores("encoder, weights=drawn", demo.run("eval", "drawn", "weights=drawn", "zero_shot=true"))
 
-    demo.say(f"fine-tuning both alike, {cfg.epochs} epochs, side by side")
-    results = demo.train(finetuned_nothing=(), finetuned_drawn=("weights=drawn",))
-    row("fine-tuned from nothing", results["finetuned_nothing"])
-    row("fine-tuned from weights=drawn", results["finetuned_drawn"])
+    demo.finetune(cfg.epochs)
     queries = sum(record.is_query for record in records)
-    demo.pictures += sorted((demo.out / "finetuned_drawn" / "pictures").glob("*.png"))
     demo.finish(f"{queries} queries, {len(records) - queries} gallery images, people not seen in training:")
 
 

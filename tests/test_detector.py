@@ -3,11 +3,14 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import config
+from safetensors.torch import save_file
 from torchvision.models import detection
 
 from hap.data.boxes import read_boxes
@@ -15,6 +18,8 @@ from hap.data.sources import read_inputs
 from hap.data.video import Video, record
 from hap.detector import DETECTORS, TorchvisionDetector, cached, detect
 from hap.errors import HapError
+from hap.people import find_people
+from hap.runner import build, run
 
 
 @pytest.fixture
@@ -101,22 +106,68 @@ def test_weights_that_are_not_there(name, monkeypatch, tmp_path):
     assert "detector_weights=FILE" in message
 
 
-def test_torchvision_s_network_runs_from_a_file(pictures, tmp_path):
-    """Untrained, it finds this or that; its boxes are its own."""
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """torchvision's network for CPUs, untrained, which takes most things for people; and the file of its weights."""
     torch.manual_seed(0)
     kind, _ = DETECTORS["mobilenet"]
     model = getattr(detection, kind)(weights=None, weights_backbone=None)
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    detector = TorchvisionDetector("mobilenet", tmp_path / "weights.pth")
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[1] = 6
+    path = tmp_path_factory.mktemp("detector") / "weights.pth"
+    torch.save(model.state_dict(), path)
+    return model.eval(), path
+
+
+def test_torchvision_s_network_runs_from_a_file(pictures, network):
+    model, path = network
     image = pictures[0].pixels()
-    boxes, scores = detector(image)
-    assert boxes.shape == (len(scores), 4)
+    boxes, scores = TorchvisionDetector("mobilenet", path)(image)
     with torch.inference_mode():
-        expected = model.eval()([torch.from_numpy(image.transpose(2, 0, 1) / np.float32(255))])[0]
+        expected = model([torch.from_numpy(image.transpose(2, 0, 1) / np.float32(255))])[0]
     people = expected["labels"] == 1
+    assert people.sum() > 0
     np.testing.assert_allclose(boxes, expected["boxes"][people].numpy(), atol=1e-4)
+    np.testing.assert_allclose(scores, expected["scores"][people].numpy(), atol=1e-5)
     with pytest.raises(HapError, match="is not of the detector fasterrcnn_resnet50_fpn_v2"):
-        TorchvisionDetector("resnet50", tmp_path / "weights.pth")
+        TorchvisionDetector("resnet50", path)
+
+
+def test_predict_looks_for_people(pictures, network, tmp_path):
+    """The whole way, for any task: found, written down, cut out, described."""
+    model = tmp_path / "model.safetensors"
+    options = (
+        *(
+            "experiment=pretrain_mae",
+            "model=vit_micro",
+            "img_size=[32,32]",
+            f"weights={model}",
+            "trainer=cpu",
+        ),
+        *("callbacks.progress=null", "trainer.enable_progress_bar=false", "data.num_workers=0"),
+        f"input={tmp_path}/pictures",
+    )
+    task = build(config("predict", *options).task, "task")
+    save_file(task.model.state_dict(), model, {"grid": "4x4"})
+    detector = (
+        "boxes=detector",
+        "detector=mobilenet",
+        f"detector_weights={network[1]}",
+        "detector_score=0.1",
+    )
+    run("predict", config("predict", *options, *detector), tmp_path / "run")
+    found = json.loads((tmp_path / "run/detections.json").read_text())
+    names = np.load(tmp_path / "run/predictions.npz")["names"].tolist()
+    assert len(found) >= 3  # some in each picture that can be read
+    assert names == [f"{box['image_id']}, box {n}" for n, box in enumerate(found)]
+    with pytest.raises(HapError, match=r"detector\.\.\. are for boxes=detector"):
+        run("predict", config("predict", *options, *detector[1:]), tmp_path / "other")
+
+
+def test_no_camera_is_told(tmp_path):
+    task = SimpleNamespace(inputs=("input",))
+    with pytest.raises(HapError, match="input=webcam:97: there is no such camera"):
+        find_people(config("predict", "experiment=pretrain_mae", "input=webcam:97"), tmp_path, task)
 
 
 def test_an_unknown_detector():

@@ -10,7 +10,7 @@ import torch
 
 from hap.errors import HapError
 from hap.pose.codecs import UDP, Classic
-from hap.pose.geometry import apply_affine, box_to_region, invert_affine
+from hap.pose.geometry import apply_affine, box_to_region
 
 DATA = Path(__file__).parent / "data"
 SMALL, LARGE = (256, 192), (384, 288)
@@ -75,10 +75,6 @@ def test_affine_matrices(codec, size, region, angle, rows):
     matrix = codec(size).matrix(center, scale, angle)
     assert matrix.dtype == np.float32
     np.testing.assert_allclose(matrix, rows, atol=1e-3 if codec is Classic else 1e-4)
-    points = POINTS + center
-    np.testing.assert_allclose(
-        apply_affine(invert_affine(matrix), apply_affine(matrix, points)), points, atol=1e-3
-    )
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_centers_are_moved_once_for_the_whole_run(coco):
 
 @needs_samples
 def test_mpii_counts_from_one_and_crops_squares(mpii):
-    splits = read_mpii(mpii, SIZE)
+    splits = read_mpii(mpii)
     train, val = splits["train"], splits["val"]
     np.testing.assert_allclose(train.center[:2], [[965, 409.77731], [315, 245.42752]], atol=1e-3)
     np.testing.assert_allclose(train.scale[:2], [[5.8981104] * 2, [2.2022936] * 2], atol=1e-5)
@@ -207,7 +207,7 @@ def test_an_evaluation_needs_no_training_people(coco, mpii, aic, tmp_path):
     for file in ("coco/annotations/person_keypoints_train2017.json", "mpii/annotations/mpii_train.json"):
         (tmp_path / file).unlink()
     (tmp_path / "aic/annotations/aic_train.json").unlink()
-    for splits in (read_coco(coco, SIZE), read_mpii(mpii, SIZE), read_aic(aic, SIZE)):
+    for splits in (read_coco(coco, SIZE), read_mpii(mpii), read_aic(aic, SIZE)):
         assert set(splits) == {"val", "test"}
     with pytest.raises(HapError, match=r"no annotations for training in .*coco, .*aic, .*mpii"):
         read_multi(tmp_path, SIZE)
@@ -262,7 +262,7 @@ def test_mpii_truth_is_of_the_same_people(tmp_path):
         write(tmp_path / f"annotations/mpii_{split}.json", people)
     picture(tmp_path / "images/1.jpg")
     with pytest.raises(HapError, match=r"no truth of the validation people.*mpii_gt_val.mat"):
-        read_mpii(tmp_path, SIZE)
+        read_mpii(tmp_path)
 
     def mat(order, count=2):
         names = np.empty((1, 16), object)
@@ -276,16 +276,16 @@ def test_mpii_truth_is_of_the_same_people(tmp_path):
         savemat(tmp_path / "annotations/mpii_gt_val.mat", variables)
 
     mat([0, 1])
-    assert read_mpii(tmp_path, SIZE)["val"].truth.head_size.tolist() == [3, 3]
+    assert read_mpii(tmp_path)["val"].truth.head_size.tolist() == [3, 3]
     mat([1, 0])
     with pytest.raises(HapError, match="person 0 has other joints"):
-        read_mpii(tmp_path, SIZE)
+        read_mpii(tmp_path)
     mat([0, 1], count=1)
     with pytest.raises(HapError, match=r"has 1 people, mpii_val.json 2"):
-        read_mpii(tmp_path, SIZE)
+        read_mpii(tmp_path)
     write(tmp_path / "annotations/mpii_train.json", [{"image": "1.jpg", "center": [1, 1]}])
     with pytest.raises(HapError, match="person 0: no scale"):
-        read_mpii(tmp_path, SIZE)
+        read_mpii(tmp_path)
 
 
 def perfect(records):

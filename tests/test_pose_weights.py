@@ -48,6 +48,19 @@ def test_a_square_grid_of_another_encoder(tmp_path):
     assert report.resized == ("pos_embed",)
 
 
+def test_our_own_pre_training_begins_a_pose_model(tmp_path):
+    """Its positions are those of 16 x 8 patches, as the checkpoint says; tokens and decoder stay behind."""
+    encoder = source()
+    state = {f"model.{name}": value for name, value in encoder.items()}
+    content = {"pytorch-lightning_version": "2", "state_dict": state, "grid": "16x8"}
+    torch.save(content, tmp_path / "last.ckpt")
+    model = PoseViT(num_joints=17, **TINY)
+    report = load_weights(model, tmp_path / "last.ckpt")
+    assert report.resized == ("pos_embed",)
+    for name, value in source("plain/").items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
 def test_an_encoder_of_another_kind_is_refused(tmp_path):
     deeper = ViT(img_size=(256, 128), **SIZES | {"depth": 3})
     torch.save({"model": deeper.state_dict(), "arch": "x"}, tmp_path / "deep.pth")

@@ -136,7 +136,7 @@ def test_run_lengths_and_polygons_are_coco_s(tmp_path):
 
 def test_mpii_is_read_and_counts_from_one(drawn):
     root = drawn("mpii", 12)
-    splits = read_mpii(root, SIZE)
+    splits = read_mpii(root)
     people = json.loads((root / "annotations/mpii_val.json").read_text())
     assert len(splits["val"]) == len(people)
     truth = splits["val"].truth

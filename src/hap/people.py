@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import torch
+from filelock import FileLock
 from omegaconf import DictConfig
 
 from hap.data.base import Record
@@ -49,10 +50,11 @@ def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
 def _recorded(number: int, run_dir: Path, seconds: float) -> Path:
     """What the camera sees, as a video in the run folder; what was recorded before is taken again."""
     path = run_dir / "webcam.mp4"
-    if not path.is_file():
-        capture = cv2.VideoCapture(number)
-        if not capture.isOpened():
-            raise HapError(f"input=webcam:{number}: there is no such camera, or it may not be used")
-        record(capture, path, seconds)
-        capture.release()
+    with FileLock(path.with_suffix(".lock")):  # of several processes one records
+        if not path.is_file():
+            capture = cv2.VideoCapture(number)
+            if not capture.isOpened():
+                raise HapError(f"input=webcam:{number}: there is no such camera, or it may not be used")
+            record(capture, path, seconds)
+            capture.release()
     return path

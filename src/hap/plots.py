@@ -54,7 +54,6 @@ def close_up(
     skeleton: Skeleton,
     box: np.ndarray,
     size: tuple[int, int],
-    threshold: float = 0.0,
 ) -> np.ndarray:
     """A person in a picture with joints, as `draw_pose` draws them: what is in and around a box (4,), x, y, w, h, in
     pixels, as a picture of `size` (height, width)."""
@@ -63,7 +62,7 @@ def close_up(
     matrix = np.column_stack([np.eye(2) / scale, -corner / scale])
     part = cv2.warpAffine(image, matrix, size[::-1], flags=cv2.INTER_LINEAR)
     xy = (keypoints[:, :2] - corner) / scale
-    return draw_pose(part, np.column_stack([xy, keypoints[:, 2]]), skeleton, threshold)
+    return draw_pose(part, np.column_stack([xy, keypoints[:, 2]]), skeleton)
 
 
 def hide_patches(image: np.ndarray, mask: np.ndarray, patch_size: int, grey: int = 128) -> np.ndarray:

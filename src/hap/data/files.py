@@ -210,10 +210,11 @@ def read_text(path: Path, errors: str = "strict", limit: int = MAX_BYTES) -> str
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, of annotations of any size. Raises HapError, naming the file."""
+def read_json(path: Path, errors: str = "strict") -> Any:
+    """The content of a JSON file, of annotations of any size; `errors` as of `read_text`. Raises HapError, naming the
+    file."""
     try:
-        return json.loads(read_text(path, limit=MAX_JSON))
+        return json.loads(read_text(path, errors, MAX_JSON))
     except (ValueError, RecursionError) as error:
         raise HapError(f"{path} is no JSON: {error}") from None
 

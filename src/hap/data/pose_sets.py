@@ -86,7 +86,7 @@ def _no_training(folder: Path) -> Splits:
     return {}
 
 
-def read_mpii(root: Path, size: Size) -> Splits:
+def read_mpii(root: Path) -> Splits:
     """MPII as converted to json; evaluated on the 2,958 people of `mpii_gt_val.mat`. Regions are squares."""
     folder = _mpii_folder(root)
     train = _mpii_train(folder)

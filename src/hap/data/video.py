@@ -188,6 +188,7 @@ def record(capture: cv2.VideoCapture, path: Path, seconds: float) -> None:
         HapError: it gives no frame.
     """
     frames = path.with_suffix(".frames")
+    shutil.rmtree(frames, ignore_errors=True)  # of a recording that was killed
     frames.mkdir()
     start, count = time.monotonic(), 0
     while time.monotonic() - start < seconds and (read := capture.read())[0]:
@@ -198,7 +199,9 @@ def record(capture: cv2.VideoCapture, path: Path, seconds: float) -> None:
         raise HapError("the camera gives no picture: is another program using it? webcam:1 is the second one")
     rate = count / max(time.monotonic() - start, 1e-3)
     written = sorted(frames.iterdir())
-    write_video(path, rate, (cv2.cvtColor(cv2.imread(str(f)), cv2.COLOR_BGR2RGB) for f in written))  # type: ignore[arg-type]
+    partial = path.with_name(f".partial_{path.name}")
+    write_video(partial, rate, (cv2.cvtColor(cv2.imread(str(f)), cv2.COLOR_BGR2RGB) for f in written))  # type: ignore[arg-type]
+    partial.replace(path)
     shutil.rmtree(frames)
 
 

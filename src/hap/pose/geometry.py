@@ -35,9 +35,3 @@ def box_to_region(
 def apply_affine(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Points (..., K, 2) through matrices (..., 2, 3)."""
     return points @ matrix[..., :2].swapaxes(-1, -2) + matrix[..., None, :, 2]
-
-
-def invert_affine(matrix: np.ndarray) -> np.ndarray:
-    """The way back, (..., 2, 3)."""
-    inverse = np.linalg.inv(matrix[..., :2])
-    return np.concatenate([inverse, -inverse @ matrix[..., 2:]], axis=-1)

@@ -75,10 +75,6 @@ class Skeleton:
             name for i, name in enumerate(self.joints) if i not in paired and side_of(name) is not None
         )
 
-    @property
-    def flippable(self) -> bool:
-        return self.told and not self.unpaired
-
     def check_flip(self) -> None:
         """Raises HapError where a mirror image would put left joints on the right."""
         off = "or switch mirroring off: task.flip_test=false data.transforms.train.flip_prob=0"
@@ -221,10 +217,8 @@ def of_labels(labels: Mapping[str, Sequence[str]]) -> Skeleton:
     return of_names(joints, pairs, links=[tuple(map(int, link.split("-"))) for link in labels["links"]])
 
 
-def get_skeleton(skeleton: "str | Mapping[str, Any] | Skeleton") -> Skeleton:
+def get_skeleton(skeleton: str | Mapping[str, Any]) -> Skeleton:
     """By name (coco, mpii, aic), or of the arguments of `of_names`."""
-    if isinstance(skeleton, Skeleton):
-        return skeleton
     if isinstance(skeleton, str):
         if skeleton not in PUBLISHED:
             raise HapError(

@@ -8,6 +8,7 @@ import csv
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -163,8 +164,11 @@ def _draw(
     for picture, people in pictures:
         if picture.frame is not None:
             videos.setdefault(str(picture.path), []).append((picture, people))
+    taken: Counter[str] = Counter()
     for path, frames in videos.items():
         name = Path(path).name.removesuffix(Path(path).suffix)
+        taken[name] += 1
+        name += f"_{taken[name]}" if taken[name] > 1 else ""  # of another folder
         length = frames[-1][0].seconds - frames[0][0].seconds
         rate = (len(frames) - 1) / length if length > 0 else 25.0
         folder.mkdir(exist_ok=True)
@@ -201,6 +205,7 @@ def write_luperson(
         names.append(name)
         points.append(np.column_stack([xy, keypoints[i, order, 2]]))
         (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).unlink(missing_ok=True)  # of a writing that was stopped
         (images / name).symlink_to(os.path.abspath(record.path))
     write_pose_table(root / "LUPerson-pose.npy", names, np.stack(points))
     log.info(

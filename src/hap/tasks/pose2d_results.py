@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.io import savemat
 
-from hap.data.files import first_lines, read_text
+from hap.data.files import first_lines, read_json
 from hap.data.mat_file import read_mat
 from hap.data.pose import PoseRecords
 from hap.errors import HapError, printable
@@ -107,10 +107,7 @@ def _read_json(path: Path, records: PoseRecords, truth: CocoTruth) -> tuple[Pose
 
 def _content(path: Path) -> tuple[list[dict[str, Any]], dict[str, str], list[str] | None]:
     """Poses; names of the images by id and of the joints, where the file has them."""
-    try:
-        content = json.loads(read_text(path, errors="surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise HapError(f"{path} is no JSON: {error}") from None
+    content = read_json(path, "surrogateescape")
     names: dict[str, str] = {}
     joints = None
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
