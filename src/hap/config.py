@@ -28,7 +28,19 @@ CONF_DIR = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.paren
 # A configuration can call what it names, so it may name only what a run is made of: anything of these parts of hap ...
 PACKAGES = ("hap.", "torch.", "torchmetrics.", "lightning.", "timm.", "albumentations.")
 _PARTS = (
-    *("benchmarks", "callbacks", "data", "losses", "metrics", "models", "optim", "pose", "probe", "progress"),
+    *(
+        "benchmarks",
+        "body",
+        "callbacks",
+        "data",
+        "losses",
+        "metrics",
+        "models",
+        "optim",
+        "pose",
+        "probe",
+        "progress",
+    ),
     *("report", "safety", "synthetic", "tasks"),
 )
 OURS = tuple(f"hap.{part}." for part in _PARTS)

@@ -44,10 +44,7 @@ MUCO_CHECKED = (
 
 # Places of the body's 30 joints in their mirror image; the first 24 are the model's own.
 FLIP30 = np.array(
-    [
-        SMPL30.index({"L": "R", "R": "L"}[name[0]] + name[1:] if name[1] == "_" else name)
-        for name in SMPL30
-    ]
+    [SMPL30.index({"L": "R", "R": "L"}[name[0]] + name[1:] if name[1] == "_" else name) for name in SMPL30]
 )
 LINKS30 = (
     (0, 1), (1, 4), (4, 7), (7, 10), (0, 2), (2, 5), (5, 8), (8, 11), (0, 3), (3, 6), (6, 9), (9, 14), (14, 17),

@@ -6,7 +6,7 @@ z forward); joints are the 30 of the body (`hap.body.joints.SMPL30`), whatever t
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,8 +15,6 @@ import numpy as np
 from hap.data.decoding import Encoded
 from hap.data.files import read_file
 from hap.errors import BadSample
-
-GENDERS = ("neutral", "male", "female")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class BodyRecords(Sequence["BodyRecord"]):
         betas: float32 (N, 10).
         trans: float32 (N, 3), in the frame of the camera.
         fitted: bool (N,), whether the three above are known; else they are 0.
-        gender: int64 (N,), of the body that they are of, a place in `GENDERS`.
+        gender: int64 (N,), of the body that they are of, a place in `hap.body.arrays.GENDERS`.
         near: int64 (N + 1,), where each person's neighbours begin in `near_joints`.
         near_joints: float32 (M, 17, 3), COCO's joints of people who overlap: x, y in pixels, and 1 labelled, 0 not.
         sequence: name of each person's video and actor, to tabulate scores (N); empty where there are none.
@@ -106,10 +104,6 @@ class BodyRecords(Sequence["BodyRecord"]):
         return {
             "people": f"{zlib.crc32(b''.join(np.ascontiguousarray(c).tobytes() for c in columns)):08x}",
         }
-
-    def without_neighbours(self) -> "BodyRecords":
-        """For sets that have none: the two columns as they then are."""
-        return replace(self, near=np.zeros(len(self) + 1, int), near_joints=np.zeros((0, 17, 3), np.float32))
 
 
 @dataclass(frozen=True, slots=True)

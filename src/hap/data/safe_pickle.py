@@ -200,13 +200,15 @@ def _nested_tuples(data: bytes) -> int:
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: io.BytesIO, extra: Names):
         super().__init__(file, encoding="latin1")  # what numpy asks for in files of Python 2
-        self.known = _PLAIN | dict(extra)
+        self.extra = extra
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.known:
+        if (module, name) in self.extra:
+            return self.extra[module, name]
+        if (module, name) not in _PLAIN:
             raise HapError(f"it contains code ({module}.{name})")
-        known = self.known[module, name]
-        return known if known in (_NDARRAY, OrderedDict) or (module, name) not in _PLAIN else _Call(known)
+        known = _PLAIN[module, name]
+        return known if known in (_NDARRAY, OrderedDict) else _Call(known)
 
 
 def load(source: Path | bytes, extra: Names | None = None) -> Any:
