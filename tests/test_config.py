@@ -264,7 +264,9 @@ def test_imports_go_one_way():
         text = path.read_text()
         imported = set(re.findall(r"^\s*(?:from|import) hap\.(\w+)", text, re.M))
         if part in side_by_side:
-            allowed = {"errors", "processes", "pose", "body", part} | ({"config"} if part == "models" else set())
+            allowed = {"errors", "processes", "pose", "body", part} | (
+                {"config"} if part == "models" else set()
+            )
             assert imported <= allowed, f"{path} imports {imported - allowed}"
         if part != "tasks" and part not in ("runner", "people", "plan", "callbacks", "inference"):
             assert "tasks" not in imported, path
