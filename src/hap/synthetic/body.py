@@ -255,6 +255,11 @@ class Body:
     centres: np.ndarray
     tubes: tuple[tuple[int, int], ...]
 
+    @property
+    def head_top(self) -> int:
+        """The highest vertex of the head."""
+        return int(np.where(self.kind == HEAD, self.v_template[:, 1], -np.inf).argmax())
+
     def rest(self, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shape coefficients [B] -> vertices [V, 3] and joints [J, 3] of the T-pose."""
         offsets = self.shapedirs.reshape(-1, NUM_BETAS) @ np.array(betas, np.float32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from hap.synthetic.body import HEAD, body_model
+from hap.synthetic.body import body_model
 from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
 from hap.synthetic.render import KEYPOINT_JOINTS, NOBODY, Canvas, Figure, box_around, look, place_figure
@@ -117,10 +117,8 @@ def body_points(figure: Figure) -> np.ndarray:
     """The 22 points in the world, [22, 3]."""
     body, joints = body_model(), figure.joints
     coco = np.concatenate([figure.body[body.landmarks], joints[list(KEYPOINT_JOINTS)]])
-    top = int(np.where(body.kind == HEAD, body.v_template[:, 1], -np.inf).argmax())
-    return np.concatenate(
-        [coco, joints[:1], [(joints[16] + joints[17]) / 2], joints[[15, 12]], figure.body[top][None]]
-    )
+    thorax = (joints[16] + joints[17]) / 2
+    return np.concatenate([coco, joints[:1], [thorax], joints[[15, 12]], figure.body[[body.head_top]]])
 
 
 def _mask(canvas: Canvas, owner: int, size: tuple[int, int]) -> np.ndarray:
