@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from hap.body.raster import vertex_normals
 from hap.synthetic.body import HEAD, JOINTS, LEG, NUM_BETAS, TORSO, Mesh, body_model, merge, tube
 from hap.synthetic.paint import (
     BACKPACK,
@@ -24,7 +25,6 @@ from hap.synthetic.paint import (
     is_hair,
 )
 from hap.synthetic.person import Person
-from hap.synthetic.raster import vertex_normals
 
 # Things that hang by gravity, are held by both hands or stand on the ground have a transform of their own
 # behind the 24 joints.

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from hap.body.raster import rasterise
 from hap.synthetic.body import axis_angle, blend, body_model, joint_transforms, rotation_matrices, skin
 from hap.synthetic.caption import describe
 from hap.synthetic.clothes import Outfit, dress
 from hap.synthetic.paint import paint
 from hap.synthetic.person import Person, identity, pick
 from hap.synthetic.pose import Pose, sample_pose
-from hap.synthetic.raster import rasterise
 from hap.synthetic.scene import FRAME, Camera, background
 
 # COCO's 17 key points: five of the face, then these joints of the body (left first).
