@@ -85,41 +85,101 @@ class HeatmapHead(nn.Module):
         return self.final_layer(self.deconv_layers(x)).float()
 
 
-class PoseViT(ViT):
+class PaddedViT(ViT):
     """ViT whose patches begin 2 pixels outside the image, without a class token: the position of the class token is
     added to every patch. A norm of its own ends it, as the encoder's final norm is not taken from pre-training.
 
     Args:
-        num_joints: K, channels of every head.
-        num_sources: data sets, each with a head, and where there are several with an expert in every block.
-        head_dim: channels of the transposed convolutions.
         load_final_norm: begin with the final norm of pre-trained weights; the official code does not, as its names
             differ.
         encoder: arguments of `ViT`.
     """
 
     blocks: Any  # of timm; nn.Module's attributes are not typed
+
+    def __init__(self, *, load_final_norm: bool = False, **encoder: Any):
+        super().__init__(**encoder)
+        self.load_final_norm = load_final_norm
+        self.patch_embed.proj.padding = (PADDING, PADDING)
+        del self.cls_token, self.norm
+        self.last_norm = LayerNorm(self.embed_dim)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W), normalised -> tokens (N, L, D), row by row."""
+        return self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
+
+    def run(self, x: Tensor, blocks: slice = slice(None), source: Tensor | int = 0) -> Tensor:
+        """Tokens (N, L, D) through some of the blocks."""
+        for block in self.blocks[blocks]:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(self._block, block, x, source, use_reentrant=False)
+            else:
+                x = self._block(block, x, source)
+        return x
+
+    def _block(self, block: Any, x: Tensor, source: Tensor | int) -> Tensor:
+        return block(x)
+
+    def to_map(self, x: Tensor) -> Tensor:
+        """Tokens (N, L, D) -> (N, D, h, w)."""
+        return x.mT.unflatten(2, self.grid)
+
+    def adapted(self, state: State, partial: bool) -> tuple[State, list[str]]:
+        """Weights of an encoder in the names of this one, and what is to be known of them.
+
+        Args:
+            partial: whether what does not fit is left out, not refused.
+        """
+        state, notes = dict(state), []
+        final_norm = {f"last_{name}": state.pop(name) for name in list(state) if name.startswith("norm.")}
+        if self.load_final_norm:
+            state |= final_norm
+        elif final_norm:
+            notes.append(
+                "its final norm is not taken, as in the official code; task.model.load_final_norm=true takes it"
+            )
+        state.pop("cls_token", None)
+        return state, notes
+
+    def without_experts(self, state: State) -> list[str]:
+        """Take the experts out of a state dict of ViTPose+ that was split; what is to be known of it.
+
+        Raises:
+            HapError: it was not.
+        """
+        experts = [name for name in state if ".mlp.experts." in name]
+        if not experts:
+            return []
+        if _rows(state, "blocks.0.mlp.fc2.bias") != self.embed_dim:
+            raise HapError(
+                "it is one encoder for several data sets: split it first (python scripts/split_pose2d.py FILE), "
+                "or train with task=pose2d_multi"
+            )
+        for name in experts:
+            del state[name]
+        return [f"{len(experts)} parameters of experts that its own last layers replace are left out"]
+
+
+class PoseViT(PaddedViT):
+    """Padded ViT with a head of heat maps for each data set.
+
+    Args:
+        num_joints: K, channels of every head.
+        num_sources: data sets, each with a head, and where there are several with an expert in every block.
+        head_dim: channels of the transposed convolutions.
+        encoder: arguments of `PaddedViT`.
+    """
+
     heads: Any
 
-    def __init__(
-        self,
-        *,
-        num_joints: int,
-        num_sources: int = 1,
-        head_dim: int = 256,
-        load_final_norm: bool = False,
-        **encoder: Any,
-    ):
+    def __init__(self, *, num_joints: int, num_sources: int = 1, head_dim: int = 256, **encoder: Any):
         super().__init__(**encoder)
         patch_size = self.patch_embed.patch_size[0]
         if patch_size not in (8, 16):
             raise HapError(
                 f"patch_size={patch_size}: heat maps of a quarter of the image need patches of 8 or 16"
             )
-        self.num_sources, self.load_final_norm = num_sources, load_final_norm
-        self.patch_embed.proj.padding = (PADDING, PADDING)
-        del self.cls_token, self.norm
-        self.last_norm = LayerNorm(self.embed_dim)
+        self.num_sources = num_sources
         if num_sources > 1:
             for block in self.blocks:
                 block.mlp = ExpertMlp(block.mlp, num_sources, self.embed_dim // 4)
@@ -136,13 +196,7 @@ class PoseViT(ViT):
         Returns:
             (N, D, h, w), after the norm.
         """
-        x = self.patch_embed(images) + self.pos_embed[:, 1:] + self.pos_embed[:, :1]
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(self._block, block, x, source, use_reentrant=False)
-            else:
-                x = self._block(block, x, source)
-        return self.last_norm(x).mT.unflatten(2, self.grid)
+        return self.to_map(self.last_norm(self.run(self.embed(images), source=source)))
 
     def _block(self, block: Any, x: Tensor, source: Tensor | int) -> Tensor:
         if self.num_sources == 1:
@@ -174,29 +228,12 @@ class PoseViT(ViT):
         Raises:
             HapError: heads of other joints, or several experts where the model has one.
         """
-        state, notes = dict(state), []
-        final_norm = {f"last_{name}": state.pop(name) for name in list(state) if name.startswith("norm.")}
-        if self.load_final_norm:
-            state |= final_norm
-        elif final_norm:
-            notes.append(
-                "its final norm is not taken, as in the official code; task.model.load_final_norm=true takes it"
-            )
-        state.pop("cls_token", None)
+        state, notes = super().adapted(state, partial)
         notes += self._check_heads(state, partial)
-        experts = [name for name in state if ".mlp.experts." in name]
-        if experts and self.num_sources == 1:
-            if _rows(state, "blocks.0.mlp.fc2.bias") != self.embed_dim:
-                raise HapError(
-                    "it is one encoder for several data sets: split it first (python scripts/split_pose2d.py FILE), "
-                    "or train with task=pose2d_multi"
-                )
-            notes.append(
-                f"{len(experts)} parameters of experts that its own last layers replace are left out"
-            )
-            for name in experts:
-                del state[name]
-        if not experts and self.num_sources > 1:
+        experts = any(".mlp.experts." in name for name in state)
+        if self.num_sources == 1:
+            notes += self.without_experts(state)
+        elif not experts:
             self._give_experts(state)
         return state, notes
 
