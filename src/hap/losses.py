@@ -3,10 +3,15 @@
 Legend: N images on this rank, D features, A attributes.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hap.body.joints import GRAPH15, places
+from hap.body.rotations import to_axis_angle, to_matrix
 
 
 class ReconstructionLoss(nn.Module):
@@ -163,6 +168,115 @@ class HeatmapLoss(nn.Module):
             weight: (N, K); difference and target are multiplied by it.
         """
         return ((heatmaps.float() - target) * weight[..., None, None]).square().mean()
+
+
+class BodyPrediction(NamedTuple):
+    """
+    rotations: (N, 24, 3, 3); betas: (N, 10).
+    joints: (N, 30, 3), relative to the root, metres.
+    joints_2d: (N, 30, 2), in 64ths of the crop.
+    joint_img: (N, 15, 3), what the network found on the way, 64ths of the crop and of 2 m around the root; or None.
+    """
+
+    rotations: Tensor
+    betas: Tensor
+    joints: Tensor
+    joints_2d: Tensor
+    joint_img: Tensor | None
+
+
+class BodyTargets(NamedTuple):
+    """Joints of the data set and of a body that was fitted to them. `..._img` are in 64ths of the crop, the third of
+    2 m around the root; `..._cam` metres, relative to the root. Masks are 0 or 1.
+
+    joint_img, joint_cam: (N, 30, 3); valid, trunc: (N, 30), labelled, and also inside the crop.
+    fit_img, fit_cam: (N, 30, 3); fit_trunc: (N, 30).
+    pose: (N, 72), axis-angle vectors; pose_valid: (N, 72), joints that a fit knows.
+    betas: (N, 10); betas_valid: (N,).
+    fitted: (N,), whether there is a fit, and a good one; has_3d: (N,), whether the data set's joints are in 3D.
+    """
+
+    joint_img: Tensor
+    joint_cam: Tensor
+    valid: Tensor
+    trunc: Tensor
+    fit_img: Tensor
+    fit_cam: Tensor
+    fit_trunc: Tensor
+    pose: Tensor
+    pose_valid: Tensor
+    betas: Tensor
+    betas_valid: Tensor
+    fitted: Tensor
+    has_3d: Tensor
+
+
+class CrowdNetLoss(nn.Module):
+    """Seven mean absolute errors, all elements of all samples counted, what is masked as 0 (3DCrowdNet)."""
+
+    def forward(self, said: BodyPrediction, target: BodyTargets) -> dict[str, Tensor]:
+        """`loss`, their sum, and each by its name."""
+        terms = self.errors(said, target)
+        means = {name: error.mean() for name, error in terms.items()}
+        return {"loss": torch.stack(list(means.values())).sum(), **means}
+
+    def errors(self, said: BodyPrediction, target: BodyTargets) -> dict[str, Tensor]:
+        """Of every element, by the name of the term, factors included."""
+        t, fitted = target, target.fitted[:, None, None]
+        graph = torch.from_numpy(places(GRAPH15)).to(said.betas.device)
+        is_3d = torch.stack([torch.ones_like(t.has_3d)] * 2 + [t.has_3d], dim=1)[:, None]  # x and y always
+        found = said.joint_img
+        assert found is not None
+        pose = to_axis_angle(said.rotations.float()).flatten(1)
+        img = (found - t.joint_img[:, graph]).abs() * t.trunc[:, graph, None] * is_3d
+        fit_img = (found - t.fit_img[:, graph]).abs() * t.fit_trunc[:, graph, None] * fitted
+        return {
+            "body_joint_img": img / 8,
+            "smpl_joint_img": fit_img / 8,
+            "smpl_pose": (pose - t.pose).abs() * t.pose_valid * t.fitted[:, None],
+            "smpl_shape": (said.betas - t.betas).abs() * (t.betas_valid * t.fitted)[:, None],
+            "body_joint_proj": (said.joints_2d - t.joint_img[..., :2]).abs() * t.trunc[..., None] / 8,
+            "body_joint_cam": (said.joints - t.joint_cam).abs() * (t.valid * t.has_3d[:, None])[..., None],
+            "smpl_joint_cam": (said.joints - t.fit_cam).abs() * fitted,
+        }
+
+
+class Hmr2Loss(nn.Module):
+    """Sums over a person, means over the batch, times the batch that the weights were made for: so that no batch size
+    changes them (HMR 2.0, where they are sums over the batch; without its adversary)."""
+
+    BATCH = 48
+
+    def __init__(
+        self,
+        joints_2d: float = 0.01,
+        joints_3d: float = 0.05,
+        root: float = 0.001,
+        body: float = 0.001,
+        betas: float = 0.0005,
+    ):
+        super().__init__()
+        self.weights = {
+            "joints_2d": joints_2d, "joints_3d": joints_3d, "root": root, "body": body, "betas": betas
+        }  # fmt: skip
+
+    def forward(self, said: BodyPrediction, target: BodyTargets) -> dict[str, Tensor]:
+        """`loss`, the weighted sum, and each term by its name."""
+        t = target
+        rotations = to_matrix(t.pose.unflatten(1, (24, 3)))
+        turned = (said.rotations - rotations).square() * t.fitted[:, None, None, None]
+        known = t.pose_valid.unflatten(1, (24, 3))[..., :1, None]
+        errors = {
+            "joints_2d": (said.joints_2d - t.joint_img[..., :2]).abs() * t.valid[..., None] / 64,
+            "joints_3d": (said.joints - t.joint_cam).abs() * (t.valid * t.has_3d[:, None])[..., None],
+            "root": turned[:, :1],
+            "body": (turned * known)[:, 1:],
+            "betas": (said.betas - t.betas).square() * (t.betas_valid * t.fitted)[:, None],
+        }
+        terms = {
+            name: self.BATCH * self.weights[name] * error.sum() / len(error) for name, error in errors.items()
+        }
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
 class _GatherRows(torch.autograd.Function):

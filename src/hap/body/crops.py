@@ -7,8 +7,8 @@ JOINTS_PADDING = 1.2  # of the box around joints, before
 
 
 def crop_box(box: np.ndarray, size: np.ndarray, reject: bool = True) -> np.ndarray:
-    """Squares around boxes, as the official code makes them: a box that begins left of or above the picture is moved into
-    it, not cut.
+    """Squares around boxes, as the official code makes them: a box that begins left of or above the picture is moved
+    into it, not cut.
 
     Args:
         box: (..., 4), x, y, w, h in pixels.
@@ -34,6 +34,6 @@ def joints_box(joints: np.ndarray) -> np.ndarray:
     there = joints[..., 2:] > 0
     low = np.where(there, joints[..., :2], np.inf).min(-2)
     high = np.where(there, joints[..., :2], -np.inf).max(-2)
-    some = there.any((-2, -1))[..., None]
+    some = there.any((-2, -1), keepdims=True)[..., 0]
     middle, extent = np.where(some, (low + high) / 2, np.nan), np.where(some, high - low, np.nan)
     return np.concatenate([middle - JOINTS_PADDING * extent / 2, JOINTS_PADDING * extent], axis=-1)

@@ -138,16 +138,13 @@ class CrowdNet(PaddedViT):
             raise HapError(
                 f"img_size and patch_size make {self.grid[0]} x {self.grid[1]} patches, the network is made for 16 x 16"
             )
-        self.pose2feat = nn.Sequential(
-            nn.Conv2d(self.embed_dim + NUM_INPUT, self.embed_dim, 3, padding=1),
-            nn.BatchNorm2d(self.embed_dim),
-            nn.ReLU(),
-        )
+        fuse = nn.Conv2d(self.embed_dim + NUM_INPUT, self.embed_dim, 3, padding=1)
+        self.pose2feat = nn.Sequential(fuse, nn.BatchNorm2d(self.embed_dim), nn.ReLU())
         self.adapter = nn.Conv2d(self.embed_dim, feature_dim, 1).requires_grad_(adapter_trainable)
         self.position_net = nn.Conv2d(feature_dim, NUM_GRAPH * CELLS, 1)
-        for layer in (self.pose2feat[0], self.position_net):
+        for layer in (fuse, self.position_net):
             nn.init.normal_(layer.weight, std=0.001)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.rotation_net = RotationNet(feature_dim, graph_dim)
         self.pose_decoder = pose_decoder(NUM_GRAPH * graph_dim)
         self.cell_centres = cell_centres

@@ -47,8 +47,23 @@ class Attention(nn.Module):
         return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+class Layer(nn.Module):
+    """Attention of the query to itself, to the patches, and an MLP; arguments of `Decoder`."""
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int):
+        super().__init__()
+        self.own = Attention(dim, None, num_heads)
+        self.other = Attention(dim, context_dim, num_heads)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(N, 1, Q), (N, L, D) -> (N, 1, Q)."""
+        x = self.other(self.own(x, x), context)
+        return x + self.mlp(x)
+
+
 class Decoder(nn.Module):
-    """Layers of attention to itself and to the patches, and an MLP.
+    """What is changed of the mean person.
 
     Args:
         dim: Q.
@@ -62,11 +77,7 @@ class Decoder(nn.Module):
         # The query is what a layer makes of the number 0, and its position, as in HMR 2.0.
         self.token = nn.Linear(1, dim)
         self.position = nn.Parameter(torch.randn(1, 1, dim))
-        self.layers = nn.ModuleList()
-        for _ in range(depth):
-            mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
-            attentions = (Attention(dim, None, num_heads), Attention(dim, context_dim, num_heads))
-            self.layers.append(nn.ModuleList([*attentions, mlp]))
+        self.layers = nn.ModuleList(Layer(dim, context_dim, num_heads) for _ in range(depth))
         self.pose, self.betas, self.camera = nn.Linear(dim, 144), nn.Linear(dim, 10), nn.Linear(dim, 3)
         for layer in (self.pose, self.betas, self.camera):  # begins near the mean
             nn.init.xavier_uniform_(layer.weight, gain=0.01)
@@ -75,9 +86,8 @@ class Decoder(nn.Module):
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, L, D) -> changes of pose (N, 144), betas (N, 10) and camera (N, 3)."""
         x = self.token(context.new_zeros(len(context), 1, 1)) + self.position
-        for own, other, mlp in self.layers:  # type: ignore[misc]
-            x = other(own(x, x), context)
-            x = x + mlp(x)
+        for layer in self.layers:
+            x = layer(x, context)
         x = x[:, 0]
         return self.pose(x).float(), self.betas(x).float(), self.camera(x).float()
 
