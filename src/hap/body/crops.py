@@ -34,6 +34,6 @@ def joints_box(joints: np.ndarray) -> np.ndarray:
     there = joints[..., 2:] > 0
     low = np.where(there, joints[..., :2], np.inf).min(-2)
     high = np.where(there, joints[..., :2], -np.inf).max(-2)
-    some = there.any((-2, -1), keepdims=True)[..., 0]
-    middle, extent = np.where(some, (low + high) / 2, np.nan), np.where(some, high - low, np.nan)
+    low, high = np.where(low > high, np.nan, low), np.where(low > high, np.nan, high)
+    middle, extent = (low + high) / 2, high - low
     return np.concatenate([middle - JOINTS_PADDING * extent / 2, JOINTS_PADDING * extent], axis=-1)
