@@ -32,6 +32,7 @@ from hap.synthetic.attributes import pa100k, peta, rap
 from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
 from hap.synthetic.pose2d import aic, coco, mpii, pose_multi
+from hap.synthetic.pose3d import bodies3d, coco3d, h36m, mpii3d, muco, pose3d_multi, pw3d
 from hap.synthetic.render import Rendering, render
 from hap.synthetic.scene import camera
 from hap.synthetic.writing import Run, save_image
@@ -385,4 +386,11 @@ WRITERS: dict[str, Callable[..., None]] = {
     "mpii": mpii,
     "aic": aic,
     "pose_multi": pose_multi,
+    "h36m": h36m,
+    "muco": muco,
+    "coco3d": coco3d,
+    "mpii3d": mpii3d,
+    "pw3d": pw3d,
+    "pose3d_multi": pose3d_multi,
+    "bodies3d": bodies3d,
 }

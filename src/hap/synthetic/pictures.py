@@ -1,7 +1,8 @@
 """Whole pictures with several drawn people, near and far, before each other and cut by the border, with what is true of
 each: joints, what hides them, the pixels that are seen."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -9,8 +10,18 @@ import numpy as np
 from hap.synthetic.body import body_model
 from hap.synthetic.person import identity, pick
 from hap.synthetic.pose import sample_pose
-from hap.synthetic.render import KEYPOINT_JOINTS, NOBODY, Canvas, Figure, box_around, look, place_figure
+from hap.synthetic.render import (
+    KEYPOINT_JOINTS,
+    NOBODY,
+    Canvas,
+    Figure,
+    box_around,
+    look,
+    place_figure,
+    resized,
+)
 from hap.synthetic.scene import FRAME, Camera, camera
+from hap.synthetic.smpl import Posed
 
 # Points of the body: COCO's 17, then these. Names of joints in the three sets are theirs.
 PELVIS, THORAX, UPPER_NECK, NECK, HEAD_TOP = range(17, 22)
@@ -35,6 +46,8 @@ class Seen:
         box: [4] x, y, width, height of what is seen.
         mask: bool [H, W], the pixels that are seen.
         height: of the whole person in the picture, pixels, seen or not.
+        body: in the world of the camera; None of a crowd.
+        view: the camera of the picture.
     """
 
     points: np.ndarray
@@ -42,13 +55,23 @@ class Seen:
     box: np.ndarray
     mask: np.ndarray
     height: float
+    body: Posed | None
+    view: Camera
+
+    def in_camera(self) -> Posed:
+        """The body in the frame of the camera."""
+        assert self.body is not None, "a crowd has no body"
+        return self.body.moved(self.view.rotation, self.view.translation)
 
 
-def draw_picture(seed: int, number: int, longer: int = 320) -> tuple[np.ndarray, list[Seen], int]:
+def draw_picture(
+    seed: int, number: int, longer: int = 320, crowds: bool = True
+) -> tuple[np.ndarray, list[Seen], int]:
     """Picture `number` of the world `seed`, and who is in it, the crowd last; and the JPEG quality of its camera.
 
     Args:
         longer: side of the picture in pixels; the other is three quarters of it.
+        crowds: whether some pictures have one.
 
     Returns:
         image uint8 RGB [H, W, 3], people, quality.
@@ -56,9 +79,23 @@ def draw_picture(seed: int, number: int, longer: int = 320) -> tuple[np.ndarray,
     rng = np.random.default_rng([seed, 43, number])
     view = camera(seed, number % 64)
     people = _people(view, rng)
-    crowd = _crowd(view, rng) if rng.random() < CROWD_SHARE else []
+    crowd = _crowd(view, rng) if rng.random() < CROWD_SHARE and crowds else []
     size = (longer, 3 * longer // 4) if rng.random() < 0.65 else (3 * longer // 4, longer)
     region = _region(box_around(view.project(people[0].drawn)[0]), size, rng)
+    image, found = draw_figures(view, region, size, people, rng, crowd)
+    return image, [person for person in found if person.mask.sum() >= LEAST], view.quality
+
+
+def draw_figures(
+    view: Camera,
+    region: np.ndarray,
+    size: tuple[int, int],
+    people: Sequence[Figure],
+    rng: np.random.Generator,
+    crowd: Sequence[Figure] = (),
+) -> tuple[np.ndarray, list[Seen]]:
+    """The picture, of `size` (width, height), that shows a `region` [4] (x, y, width, height) of the camera's frame;
+    and what is seen of everybody in it, and of the crowd where there is one."""
     zoom = 1.25  # drawn larger, so that edges come out smooth
     canvas = Canvas(view, (round(size[0] * zoom), round(size[1] * zoom)), region)
     for figure in [*crowd, *people]:
@@ -67,11 +104,12 @@ def draw_picture(seed: int, number: int, longer: int = 320) -> tuple[np.ndarray,
         canvas.figure(figure, _CROWD)
     for i, figure in enumerate(people):
         canvas.figure(figure, _FIRST + i)
-    found = [_seen(canvas, figure, _FIRST + i, size) for i, figure in enumerate(people)]
+    final = replace(view, intrinsics=resized(region, size) @ view.intrinsics)
+    found = [_seen(canvas, figure, _FIRST + i, size, final) for i, figure in enumerate(people)]
     mask = _mask(canvas, _CROWD, size)
     if mask.any():
-        found.append(Seen(np.empty((0, 2)), np.empty(0, int), _bounds(mask), mask, 0.0))
-    return look(canvas.image, size, view, rng), [s for s in found if s.mask.sum() >= LEAST], view.quality
+        found.append(Seen(np.empty((0, 2)), np.empty(0, int), _bounds(mask), mask, 0.0, None, final))
+    return look(canvas.image, size, view, rng), found
 
 
 def _people(view: Camera, rng: np.random.Generator) -> list[Figure]:
@@ -131,7 +169,7 @@ def _bounds(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]], float)
 
 
-def _seen(canvas: Canvas, figure: Figure, owner: int, size: tuple[int, int]) -> Seen:
+def _seen(canvas: Canvas, figure: Figure, owner: int, size: tuple[int, int], view: Camera) -> Seen:
     points, depth = canvas.view.project(body_points(figure))
     column, row = np.round(points.T).astype(int)
     inside = (column >= 0) & (column < canvas.size[0]) & (row >= 0) & (row < canvas.size[1])
@@ -148,4 +186,6 @@ def _seen(canvas: Canvas, figure: Figure, owner: int, size: tuple[int, int]) -> 
         box=_bounds(mask) if mask.any() else np.zeros(4),
         mask=mask,
         height=float(outline[3] * shrink),
+        body=Posed(figure.pose, np.array(figure.person.betas), figure.translation, figure.person.female),
+        view=view,
     )

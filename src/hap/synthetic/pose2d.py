@@ -3,7 +3,6 @@
 A quarter of the pictures is for evaluation. Everybody of whom enough is seen is labelled.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from PIL import Image
 from hap.errors import HapError
 from hap.pose.skeletons import AIC, COCO
 from hap.synthetic.pictures import HEAD_TOP, NECK, PELVIS, THORAX, UPPER_NECK, Seen, draw_picture
-from hap.synthetic.writing import Run, save_image, save_mat
+from hap.synthetic.writing import Run, save_image, save_mat, write_json
 
 DETECTIONS = "person_detection_results/COCO_val2017_detections_AP_H_56_person.json"
 # Points of a picture's people in the order of MPII's and of AIC's joints.
@@ -22,30 +21,35 @@ MPII_POINTS = (16, 14, 12, 11, 13, 15, PELVIS, THORAX, UPPER_NECK, HEAD_TOP, 10,
 AIC_POINTS = (6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, HEAD_TOP, NECK)
 MPII_NAMES = "rank rkne rhip lhip lkne lank pelv thor neck head rwri relb rsho lsho lelb lwri"
 
-# Pictures are numbered from 0; a job is (file, seed, number, longer side).
-_Job = tuple[Path, int, int, int]
+# Pictures are numbered from 0; a job is (file, seed, number, longer side, with crowds).
+_Job = tuple[Path, int, int, int, bool]
 
 
 def _draw(job: _Job) -> list[Seen]:
-    path, seed, number, longer = job
-    image, people, quality = draw_picture(seed, number, longer)
+    path, seed, number, longer, crowds = job
+    image, people, quality = draw_picture(seed, number, longer, crowds)
     save_image(path, image, quality)
     return people
 
 
-def _pictures(
-    names: dict[str, list[str]], folders: dict[str, Path], seed: int, run: Run, longer: int
+def draw_pictures(
+    names: dict[str, list[str]],
+    folders: dict[str, Path],
+    seed: int,
+    run: Run,
+    longer: int,
+    crowds: bool = True,
 ) -> dict[str, list[list[Seen]]]:
     """Draws the pictures of each split; who is in each."""
     jobs: list[_Job] = []
     for split, files in names.items():
         folders[split].mkdir(parents=True, exist_ok=True)
-        jobs += [(folders[split] / file, seed, len(jobs) + i, longer) for i, file in enumerate(files)]
+        jobs += [(folders[split] / file, seed, len(jobs) + i, longer, crowds) for i, file in enumerate(files)]
     drawn = iter(run(_draw, jobs))
     return {split: [next(drawn) for _ in files] for split, files in names.items()}
 
 
-def _numbers(num_images: int) -> dict[str, range]:
+def split_numbers(num_images: int) -> dict[str, range]:
     """Numbers of the pictures of each split."""
     if num_images < 4:
         raise HapError(f"num_images is {num_images}: at least 4 pictures are needed")
@@ -55,12 +59,7 @@ def _numbers(num_images: int) -> dict[str, range]:
     }
 
 
-def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def _keypoints(person: Seen, points: Any) -> list[list[float]]:
+def keypoints_of(person: Seen, points: Any) -> list[list[float]]:
     """x, y and COCO's flag of some of the points; zeros where one is outside."""
     xy, flags = person.points[list(points)].round(1), person.visibility[list(points)]
     return [[*map(float, p), int(v)] if v else [0, 0, 0] for p, v in zip(xy, flags, strict=True)]
@@ -69,7 +68,7 @@ def _keypoints(person: Seen, points: Any) -> list[list[float]]:
 def coco(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) -> None:
     """COCO keypoints 2017: `annotations/person_keypoints_{train,val}2017.json`, `train2017`, `val2017`, and boxes of a
     detector of some quality in `person_detection_results`. `longer`: side of the pictures."""
-    numbers = _numbers(num_images)
+    numbers = split_numbers(num_images)
     names = {split: [f"{n + 1:012d}.jpg" for n in of] for split, of in numbers.items()}
     folders = {split: out / f"{split}2017" for split in names}
     categories = [
@@ -83,30 +82,30 @@ def coco(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) 
     ]
     detections: list[dict[str, Any]] = []
     people_so_far = 0
-    for split, pictures in _pictures(names, folders, seed, run, longer).items():
+    for split, pictures in draw_pictures(names, folders, seed, run, longer).items():
         images, annotations = [], []
         for number, name, people in zip(numbers[split], names[split], pictures, strict=True):
-            width, height = _size(folders[split] / name)
+            width, height = size_of(folders[split] / name)
             images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
             for person in people:
                 people_so_far += 1
-                annotations.append(_coco_person(person, number + 1, people_so_far))
+                annotations.append(coco_person(person, number + 1, people_so_far))
             if split == "val":
                 detections += _detected(people, number + 1, (width, height), seed)
         content = {"images": images, "annotations": annotations, "categories": categories}
-        _write(out / f"annotations/person_keypoints_{split}2017.json", content)
-    _write(out / DETECTIONS, detections)
+        write_json(out / f"annotations/person_keypoints_{split}2017.json", content)
+    write_json(out / DETECTIONS, detections)
 
 
-def _size(path: Path) -> tuple[int, int]:
+def size_of(path: Path) -> tuple[int, int]:
     """Width and height."""
     with Image.open(path) as image:
         return image.size
 
 
-def _coco_person(person: Seen, image: int, identifier: int) -> dict[str, Any]:
+def coco_person(person: Seen, image: int, identifier: int) -> dict[str, Any]:
     crowd = not len(person.points)
-    keypoints = [[0, 0, 0]] * 17 if crowd else _keypoints(person, range(17))
+    keypoints = [[0, 0, 0]] * 17 if crowd else keypoints_of(person, range(17))
     return {
         "id": identifier,
         "image_id": image,
@@ -152,9 +151,9 @@ def _detected(people: list[Seen], image: int, size: tuple[int, int], seed: int) 
 def mpii(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) -> None:
     """MPII as converted: `annotations/mpii_{train,val}.json` and `mpii_gt_val.mat`, `images`; counted from 1.
     `longer`: side of the pictures."""
-    names = {split: [f"{n:09d}.jpg" for n in of] for split, of in _numbers(num_images).items()}
+    names = {split: [f"{n:09d}.jpg" for n in of] for split, of in split_numbers(num_images).items()}
     folders = dict.fromkeys(names, out / "images")
-    for split, pictures in _pictures(names, folders, seed, run, longer).items():
+    for split, pictures in draw_pictures(names, folders, seed, run, longer).items():
         found = [
             (name, person)
             for name, people in zip(names[split], pictures, strict=True)
@@ -172,7 +171,7 @@ def mpii(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) 
             }
             for (name, person), points in zip(found, joints, strict=True)
         ]
-        _write(out / f"annotations/mpii_{split}.json", content)
+        write_json(out / f"annotations/mpii_{split}.json", content)
     labelled = joints[..., 2] > 0  # of val, the last
     heads = np.array([_head_box(person) for _, person in found])  # (N, 2, 2)
     titles = np.empty((1, 16), object)
@@ -188,7 +187,7 @@ def mpii(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) 
 
 def _mpii_joints(person: Seen) -> np.ndarray:
     """(16, 3): x, y from 1 and whether it is labelled; -1, -1, 0 where it is not."""
-    points = np.array(_keypoints(person, MPII_POINTS))
+    points = np.array(keypoints_of(person, MPII_POINTS))
     labelled = points[:, 2:] > 0
     return np.where(labelled, np.concatenate([points[:, :2] + 1, labelled], axis=1), [-1, -1, 0])
 
@@ -204,7 +203,7 @@ def _head_box(person: Seen) -> np.ndarray:
 def aic(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) -> None:
     """AI Challenger: the raw json beside the images, and `annotations/aic_{train,val}.json` in COCO's format.
     `longer`: side of the pictures."""
-    numbers = _numbers(num_images)
+    numbers = split_numbers(num_images)
     names = {split: [f"{n + 1:040x}" for n in of] for split, of in numbers.items()}
     titles = {"train": ("train", "20170909", "20170902"), "val": ("validation", "20170911", "20170911")}
     roots = {
@@ -215,16 +214,16 @@ def aic(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) -
     }
     files = {split: [f"{name}.jpg" for name in of] for split, of in names.items()}
     categories = [{"id": 1, "name": "person", "keypoints": list(AIC.joints)}]
-    for split, pictures in _pictures(files, folders, seed, run, longer).items():
+    for split, pictures in draw_pictures(files, folders, seed, run, longer).items():
         raw: list[dict[str, Any]] = []
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for name, file, people in zip(names[split], files[split], pictures, strict=True):
-            width, height = _size(folders[split] / file)
+            width, height = size_of(folders[split] / file)
             images.append({"id": len(images) + 1, "file_name": file, "width": width, "height": height})
             people = [person for person in people if len(person.points)]
             boxes = [person.box.astype(int) for person in people]
-            points = [_keypoints(person, AIC_POINTS) for person in people]
+            points = [keypoints_of(person, AIC_POINTS) for person in people]
             humans = [f"human{i + 1}" for i in range(len(people))]
             raw.append(
                 {
@@ -251,9 +250,9 @@ def aic(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) -
                 for i, (b, p) in enumerate(zip(boxes, points, strict=True))
             ]
         name, date, _ = titles[split]
-        _write(roots[split] / f"keypoint_{name}_annotations_{date}.json", raw)
+        write_json(roots[split] / f"keypoint_{name}_annotations_{date}.json", raw)
         content = {"images": images, "annotations": annotations, "categories": categories}
-        _write(out / f"annotations/aic_{split}.json", content)
+        write_json(out / f"annotations/aic_{split}.json", content)
 
 
 def pose_multi(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) -> None:

@@ -90,7 +90,7 @@ def place_figure(person: Person, pose: Pose, yaw: float, ground: np.ndarray) -> 
     return Figure(person, root, outfit, drawn, normals, body, joints, translation)
 
 
-def _resized(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels of the frame -> pixels of an image of `size` (width, height) that shows `region` [4]; [3, 3]."""
     x, y, w, h = region
     sx, sy = size[0] / w, size[1] / h
@@ -115,7 +115,7 @@ class Canvas:
     def __init__(self, view: Camera, size: tuple[int, int], region: np.ndarray):
         """`size` (width, height) in pixels shows `region` (x, y, width, height) of the camera's frame."""
         self.size = size
-        self.to_crop = _resized(region, size)
+        self.to_crop = resized(region, size)
         self.view = replace(view, intrinsics=self.to_crop @ view.intrinsics)
         self.image = cv2.warpAffine(background(view), self.to_crop[:2], size, borderMode=cv2.BORDER_REFLECT)
         self.nearness = np.zeros(size[::-1], np.float32)
@@ -234,7 +234,7 @@ def render(
         canvas.clutter(_moved(outline, canvas.to_crop), rng)
 
     points = np.concatenate([figure.body[body_model().landmarks], figure.joints[list(KEYPOINT_JOINTS)]])
-    to_image = _resized(region, size)
+    to_image = resized(region, size)
     view = replace(camera, intrinsics=to_image @ camera.intrinsics)
     turned = abs((facing + np.pi) % (2 * np.pi) - np.pi)
     side = "Front" if turned < np.pi / 4 else "Back" if turned > 3 * np.pi / 4 else "Side"

@@ -41,6 +41,11 @@ class Camera:
     distance: tuple[float, float]
     scene: tuple[int, int]
 
+    @property
+    def lens(self) -> tuple[list[float], list[float]]:
+        """Focal lengths and principal point, pixels."""
+        return np.diag(self.intrinsics)[:2].tolist(), self.intrinsics[:2, 2].tolist()
+
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """World points [N, 3] -> pixels [N, 2] (x, y) and depths [N] (metres)."""
         image = points @ (self.intrinsics @ self.rotation).T + self.intrinsics @ self.translation

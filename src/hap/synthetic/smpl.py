@@ -4,14 +4,16 @@ Everything that takes SMPL takes it, so nothing in the package needs SMPL's file
 Legend: V vertices, N people; metres.
 """
 
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hap.body.arrays import NUM_FEATURES, PARENTS, Bodies, BodyArrays
 from hap.body.joints import H36M, SMPL30, places
-from hap.synthetic.body import body_model
+from hap.synthetic.body import axis_angle, body_model, rotation_matrices
 
 # Shape coefficients of the neutral body that make the mean shape of each of `GENDERS`, (3, 10).
 GENDER_BETAS = np.array(
@@ -22,9 +24,8 @@ GENDER_BETAS = np.array(
     ],
     np.float32,
 )
-FILES = tuple(
-    f"basicModel_{name}_lbs_10_207_0_v1.0.0.npz" for name in ("neutral", "m", "f")
-)  # SMPL's, by gender
+# SMPL's, by gender.
+FILES = tuple(f"basicModel_{name}_lbs_10_207_0_v1.0.0.npz" for name in ("neutral", "m", "f"))
 # Joints of other regressors as means of the body's 30; those of Human3.6M that are not named are the body's own.
 _H36M = {"Pelvis": ("L_Hip", "R_Hip"), "Torso": ("Torso", "Spine"), "Neck": ("Chest", "Neck")}
 _EXTRA = (
@@ -37,6 +38,42 @@ def gendered(betas: np.ndarray, gender: np.ndarray) -> np.ndarray:
     """Coefficients (N, 10) of the neutral body -> those by which the body of each `gender` (N,), a place in
     `GENDERS`, is the same person (N, 10)."""
     return betas - GENDER_BETAS[gender]
+
+
+@dataclass(frozen=True)
+class Posed:
+    """Somebody's body in some frame: `pose` (24, 3) axis-angle, `betas` (10,) of the neutral body, `trans` (3,)."""
+
+    pose: np.ndarray
+    betas: np.ndarray
+    trans: np.ndarray
+    female: bool
+
+    def moved(self, rotation: np.ndarray, translation: np.ndarray) -> "Posed":
+        """In the frame to which x -> rotation x + translation goes. The root turns about its own joint, not about the
+        origin."""
+        root = body_model().rest(self.betas)[1][0]
+        pose = self.pose.copy()
+        pose[0] = axis_angle(rotation @ rotation_matrices(self.pose[0]))
+        return replace(self, pose=pose, trans=rotation @ (self.trans + root) + translation - root)
+
+    @property
+    def gender(self) -> int:
+        """Of the body that is the person's own, a place in `GENDERS`."""
+        return 2 if self.female else 1
+
+    def parameters(self) -> dict[str, Any]:
+        """Of the neutral body, as json files have them."""
+        return {
+            "pose": self.pose.ravel().tolist(),
+            "shape": self.betas.tolist(),
+            "trans": self.trans.tolist(),
+        }
+
+    def mesh(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (V, 3) and joints (24, 3)."""
+        vertices, joints = body_model()(self.pose, self.betas)
+        return vertices + self.trans, joints + self.trans
 
 
 @lru_cache(maxsize=1)

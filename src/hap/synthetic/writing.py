@@ -1,6 +1,7 @@
 """What the writers of data sets share: how their jobs run, and how a picture is saved."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ def save_image(path: Path, image: np.ndarray, quality: int | None = None) -> Non
     else:
         _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     path.write_bytes(data.tobytes())
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
 
 
 def save_mat(path: Path, variables: dict[str, Any]) -> None:
