@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
 MAX_BYTES = 1 << 28  # of one file; a sparse or endless one would fill the memory
-MAX_JSON = 1 << 31  # of one with all annotations of a data set
+MAX_JSON = 1 << 33  # of one with all annotations of a data set; of MuCo-3DHP it may be more than two GB
 
 # Names that systems give to things of their own: Synology's, Apple's and Windows' thumbnails and leftovers.
 _FOREIGN = frozenset(
@@ -220,9 +220,11 @@ def read_json(path: Path, errors: str = "strict") -> Any:
 
 
 def check_images(file: Path, folder: Path, names: Iterable[str]) -> None:
-    """Raises HapError where a folder lacks images that an annotation file names."""
-    wanted, there = set(names), set(list_files(folder))
+    """Raises HapError where a folder lacks images that an annotation file names, and logs what else is there."""
+    left_out = LeftOut()
+    wanted, there = set(names), set(list_files(folder, left_out=left_out))
     if missing := [printable(name) for name in sorted(wanted) if name not in there]:
+        left_out.log(folder)
         raise HapError(
             f"{folder} lacks {len(missing):,} of the {len(wanted):,} images that {file} names{first_lines(missing)}"
         )
