@@ -1,6 +1,7 @@
 """Drawn people for 3D pose: by the formulas of the data sets, what is written gives the meshes that were drawn."""
 
 import json
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -8,10 +9,15 @@ from functools import partial
 import cv2
 import numpy as np
 import pytest
+import torch
 from test_synthetic_smpl import skinned
 
 from hap.body.arrays import GENDERS
 from hap.body.joints import H36M, MUCO, OPENPOSE, SMPL30
+from hap.body.model import GenderedBody
+from hap.body.rotations import to_matrix
+from hap.data.pose3d_3dpw import read_3dpw
+from hap.data.pose3d_sets import read_pose3d_multi
 from hap.data.safe_pickle import load
 from hap.errors import HapError
 from hap.synthetic import pictures, pose3d_video
@@ -60,6 +66,10 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def size(folder, image: dict) -> tuple[int, ...]:
+    return cv2.imread(folder / image["file_name"]).shape[1::-1]
+
+
 def mesh(parameters: dict, gender: int = 0) -> np.ndarray:
     """Of json parameters, by the literal formulas."""
     pose, betas = np.reshape(parameters["pose"], (24, 3)), np.array(parameters["shape"])
@@ -105,14 +115,10 @@ def test_human36m(write):
         images = {image["id"]: image for image in data["images"]}
         for person in data["annotations"]:
             image = images[person["image_id"]]
-            assert cv2.imread(root / "images" / image["file_name"]).shape == (
-                image["height"],
-                image["width"],
-                3,
-            )
+            assert size(root / "images", image) == (image["width"], image["height"])
             moment = [str(image[k]) for k in ("action_idx", "subaction_idx", "frame_idx")]
             camera = {key: np.array(value) for key, value in cameras[str(image["cam_idx"])].items()}
-            ((truth,),) = [drawn[person["id"] - 1]]
+            (truth,) = drawn[person["id"] - 1]
             mine = np.array(joints[moment[0]][moment[1]][moment[2]]) @ camera["R"].T + camera["t"]
             np.testing.assert_allclose(mine, 1000 * (BODIES.h36m @ truth.vertices), atol=0.1)
             points = project(mine, camera["f"], camera["c"])
@@ -150,7 +156,7 @@ def test_muco(write):
     }
     for person, truth in zip(content["annotations"], truths, strict=True):
         image = images[person["image_id"]]
-        assert cv2.imread(root / "data" / image["file_name"]).shape == (image["height"], image["width"], 3)
+        assert size(root / "data", image) == (image["width"], image["height"])
         joints = np.array(person["keypoints_cam"])
         points = project(joints, image["f"], image["c"])
         np.testing.assert_allclose(points, person["keypoints_img"], atol=1e-3)
@@ -198,8 +204,8 @@ def test_coco_and_mpii(write, dataset, folder, annotations, fits, first):
     count = 0
     for number, people in enumerate(drawn, first):
         seen = [truth for truth in people if truth.seen.mask.sum() >= LEAST]
-        size = cv2.imread(root / folder / images[number]["file_name"]).shape
-        assert size == (images[number]["height"], images[number]["width"], 3)
+        image = images[number]
+        assert size(root / folder, image) == (image["width"], image["height"])
         for person, truth in zip(by_image[number], seen, strict=True):
             assert (str(person["id"]) in fits) == (person["id"] % 10 != 9)
             keypoints = np.reshape(person["keypoints"], (-1, 3))
@@ -344,17 +350,6 @@ def test_estimated_joints_are_near_and_some_are_wrong():
     assert (counts == 0).any()
 
 
-def test_all_together_lie_where_the_official_code_looks(write):
-    root, _ = write("pose3d_multi", 40)
-    for name in (
-        "Human36M/images", "Human36M/annotations/Human36M_subject8_smpl_param.json", "MuCo/data/augmented_set",
-        "MuCo/data/MuCo-3DHP.json", "MuCo/data/smpl_param.json", "MSCOCO/images/train2017",
-        "MSCOCO/annotations/MSCOCO_train_SMPL_NeuralAnnot.json", "MPII/data/images",
-        "MPII/data/annotations/MPII_train_SMPL_NeuralAnnot.json", "PW3D/imageFiles", "PW3D/sequenceFiles/test",
-    ):  # fmt: skip
-        assert (root / name).exists(), name
-
-
 @pytest.mark.parametrize(("dataset", "least"), [("h36m", 5), ("pw3d", 4), ("bodies3d", 4)])
 def test_too_few_pictures_are_refused(tmp_path, dataset, least):
     draw = partial(synthesize, dataset, tmp_path / dataset)
@@ -372,3 +367,39 @@ def test_the_same_seed_is_the_same_folder(tmp_path, dataset):
     )
     assert first == again
     assert first != other
+
+
+def distances(records, drawn) -> np.ndarray:
+    """The people whom a reader found with a body are drawn ones, each another, in the frame of the camera; how far the
+    joints of their faces, which all sets draw alike, are from those read, in pixels."""
+    fitted = records.fitted
+    rotations = to_matrix(torch.from_numpy(records.pose[fitted]).unflatten(1, (24, 3)))
+    others = (torch.from_numpy(column[fitted]) for column in (records.betas, records.trans, records.gender))
+    found = GenderedBody(BODIES)(rotations, *others).numpy()
+    truths = np.stack([truth.vertices for people in drawn for truth in people])
+    away = np.stack([np.abs(truths - mesh).max((1, 2)) for mesh in found])
+    assert away.min(1).max() < CLOSE
+    assert len(set(away.argmin(1))) == len(found) == fitted.sum() > 5
+    face = np.einsum("jv,nvc->njc", BODIES.joints30[24:], found)
+    camera, joints = records.camera[fitted, None], records.joints[fitted, 24:]
+    points = face[..., :2] / face[..., 2:] * camera[..., :2] + camera[..., 2:]
+    return np.linalg.norm(points - joints[..., :2], axis=-1)[joints[..., 2] > 0]
+
+
+def test_readers_find_the_people_who_were_drawn(write):
+    root, drawn = write("pose3d_multi", 80)
+    splits = read_pose3d_multi(root, BODIES)
+    parts = splits["train"].parts
+    assert list(parts) == ["h36m", "muco", "coco", "mpii"]
+    for name, records in parts.items():
+        assert np.max(distances(records, drawn)) < 0.1, name
+        assert (~records.fitted).sum() < len(records) / 3, name
+        assert (len(records.near_joints) > 0) == (name != "h36m")
+    assert splits["val"] is splits["test"]
+    assert np.median(distances(splits["test"], drawn)) < 3
+    shutil.rmtree(root / "PW3D/sequenceFiles")
+    both = splits["test"], read_3dpw(root / "PW3D", BODIES)["test"]
+    orders = [sorted(range(len(r)), key=lambda i, r=r: (r[i].file, r.sequence[i])) for r in both]
+    for column in ("pose", "betas", "gender", "joints", "box", "camera"):
+        released, parsed = (getattr(r, column)[order] for r, order in zip(both, orders, strict=True))
+        np.testing.assert_allclose(parsed, released, atol=1e-3)

@@ -93,14 +93,14 @@ def h36m(out: Path, num_images: int, seed: int, run: Run, *, side: int = 200) ->
         moment, place = divmod(rest, CAMERAS)
         again, action = divmod(moment, len(ACTIONS))
         frame, subaction = divmod(again, 2)
-        frame = 5 * frame + 2 * (moment % 8 == 3)
+        frame = 5 * frame + 2 * (moment % 8 == 2)
         folder = (
             f"s_{SUBJECTS[subject]:02d}_act_{ACTIONS[action][0]:02d}"
             f"_subact_{subaction + 1:02d}_ca_{place + 1:02d}"
         )
         path = out / "images" / folder / f"{folder}_{frame + 1:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shots.append(_Shot(path, seed, subject, action, subaction + 1, frame, place, moment % 8 != 2, side))
+        shots.append(_Shot(path, seed, subject, action, subaction + 1, frame, place, moment % 8 != 1, side))
     drawn = run(_draw_shot, shots)
     for place, subject in enumerate(SUBJECTS):
         mine = [n for n, shot in enumerate(shots) if shot.subject == place]
