@@ -15,6 +15,7 @@ from hap.data.pose3d_files import has_crop, neighbours, overlap, to_coco
 from hap.data.pose3d_fits import read_coco3d, read_mpii3d
 from hap.data.pose3d_sets import read_h36m, read_muco, read_pose3d_multi
 from hap.errors import HapError
+from hap.synthetic.datasets import synthesize
 from hap.synthetic.smpl import drawn_bodies
 
 BODIES = drawn_bodies()
@@ -550,6 +551,25 @@ def test_all_together(tmp_path):
     (tmp_path / "MuCo/data/MuCo-3DHP.json").unlink()
     with pytest.raises(HapError, match=r"no MuCo-3DHP.json in"):
         read_pose3d_multi(tmp_path, BODIES)
+
+
+def test_drawn_people_are_read_with_the_joints_of_their_bodies(tmp_path):
+    """In the official layouts, written by the formulas of the data sets."""
+    synthesize("pose3d_multi", tmp_path / "all", num_images=40)
+    splits = read_pose3d_multi(tmp_path / "all", BODIES)
+    assert len(splits["test"]) > 1
+    for name, people in splits["train"].parts.items():
+        rows = np.flatnonzero(people.fitted)
+        assert 1 < len(rows) <= len(people)
+        vertices = mesh(people.pose[rows], people.betas[rows], people.trans[rows])
+        points, camera = BODIES.joints30 @ vertices, people.camera[rows, None]
+        xy = points[..., :2] / points[..., 2:] * camera[..., :2] + camera[..., 2:]
+        apart = np.linalg.norm(xy - people.joints[rows, :, :2], axis=2)
+        assert np.median(apart[people.joints[rows, :, 2] > 0]) < 0.1, name
+        if people.kind.has_3d:
+            joints, checked = BODIES.h36m @ vertices, list(people.kind.checked)
+            expected = sets.to_smpl30(joints - joints[:, :1], sets.H36M)[:, checked]
+            np.testing.assert_allclose(people.joints3d[rows][:, checked, :3], expected, atol=1e-4)
 
 
 # --- what they share
