@@ -33,6 +33,7 @@ from hap.data.pose3d_files import (
     to_coco,
 )
 from hap.data.pose3d_fits import read_coco3d, read_mpii3d
+from hap.data.pose3d_own import read_bedlam
 from hap.errors import HapError, printable
 
 log = logging.getLogger(__name__)
@@ -236,7 +237,8 @@ def read_pose3d_multi(
     pw3d: str = "PW3D",
     gt_body: Literal["gendered", "neutral"] = "gendered",
 ) -> dict[str, MixedBodies | BodyRecords]:
-    """Training on Human3.6M, MuCo, COCO and MPII, evaluation on the test split of 3DPW, in the tree of 3DCrowdNet.
+    """Training on Human3.6M, MuCo, COCO and MPII, evaluation on the test split of 3DPW, in the tree of 3DCrowdNet;
+    or training also or only on BEDLAM.
 
     Args:
         root: folder of all; each set is found in it by its files.
@@ -253,6 +255,7 @@ def read_pose3d_multi(
         "muco": read_muco,
         "coco": read_coco3d,
         "mpii": read_mpii3d,
+        "bedlam": partial(read_bedlam, bodies=bodies),
     }
     if unknown := [printable(str(name)) for name in sets if name not in readers]:
         raise HapError(f"data.reader.sets: {', '.join(unknown)}: there are {', '.join(readers)}")
