@@ -45,14 +45,15 @@ class BodyArrays:
     parents: tuple[int, ...] = PARENTS
 
     def __post_init__(self):
-        count, joints = len(self.v_template), len(self.parents)
+        count, num_faces = (max(len(np.atleast_1d(a)), 1) for a in (self.v_template, self.faces))
+        joints = len(self.parents)
         shapes = {
             "v_template": (count, 3),
             "shapedirs": (count, 3, NUM_BETAS),
             "posedirs": (count, 3, 9 * (joints - 1)),
             "J_regressor": (joints, count),
             "weights": (count, joints),
-            "faces": (len(self.faces), 3),
+            "faces": (num_faces, 3),
         }
         for name, shape in shapes.items():
             array = getattr(self, name)
@@ -61,9 +62,10 @@ class BodyArrays:
             if not np.isfinite(array).all():
                 raise HapError(f"{name} is not finite everywhere")
         for name in ("weights", "J_regressor"):
-            off = np.abs(getattr(self, name).sum(1) - 1)
-            if off.max() > NEAR_ONE:
-                raise HapError(f"row {off.argmax()} of {name} sums to {1 + off.max():.4g} or less, not to 1")
+            sums = getattr(self, name).sum(1)
+            worst = np.abs(sums - 1).argmax()
+            if abs(sums[worst] - 1) > NEAR_ONE:
+                raise HapError(f"row {worst} of {name} sums to {sums[worst]:.6g}, not to 1")
         for name in ("faces", "face_vertices"):
             if not 0 <= np.min(getattr(self, name)) <= np.max(getattr(self, name)) < count:
                 raise HapError(f"{name} name vertices beyond the {count:,} of the mesh")

@@ -4,10 +4,12 @@ Nothing in a file is executed: what chumpy and SciPy would build is put together
 """
 
 import hashlib
+import io
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,8 +90,9 @@ def _regressor(path: Path) -> np.ndarray | None:
     if not path.is_file():
         return None
     try:
-        return np.load(path, allow_pickle=False).astype(np.float64)
-    except (ValueError, OSError, EOFError, TypeError) as error:
+        array = np.load(io.BytesIO(read_file(path, MAX_FILE)), allow_pickle=False)
+        return np.asarray(array.astype(np.float64, casting="same_kind"))
+    except Exception as error:  # a damaged file fails in any way
         raise HapError(f"{path} is no array of numbers: {error}") from None
 
 
@@ -99,7 +102,10 @@ def read_body(path: Path) -> BodyArrays:
     Raises:
         HapError: it contains code, is damaged, or is no body of SMPL's layout.
     """
-    content = _npz(path) if path.suffix.lower() == ".npz" else load(path, _Names())
+    try:
+        content = _npz(path) if path.suffix.lower() == ".npz" else load(path, _Names())
+    except OSError as error:
+        raise HapError(f"cannot read {path}: {error}") from None
     if not isinstance(content, Mapping):
         raise HapError(f"{path} is no body model: a dictionary was expected, not {type(content).__name__}")
     if missing := [name for name in FIELDS if name not in content]:
@@ -109,28 +115,30 @@ def read_body(path: Path) -> BodyArrays:
         fields["shapedirs"] = _first_ten(fields["shapedirs"], path)
         _check_tree(fields["kintree_table"])
         face = (
-            tuple(map(int, np.ravel(content["face_vertices"]))) if "face_vertices" in content else SMPL_FACE
+            _whole(_value(content["face_vertices"], "face_vertices"))
+            if "face_vertices" in content
+            else SMPL_FACE
         )
-        plain: dict[str, Any] = {name: fields[name].astype(np.float32) for name in FIELDS[:5]}
-        return BodyArrays(
-            **plain,
-            faces=fields["f"].astype(np.int64),
-            face_vertices=face,
-        )
+        if np.shape(face) != (len(SMPL_FACE),):
+            raise HapError(f"face_vertices are {np.shape(face)} instead of ({len(SMPL_FACE)},)")
+        with np.errstate(over="ignore"):  # what is infinite then is refused
+            plain: dict[str, Any] = {name: fields[name].astype(np.float32) for name in FIELDS[:5]}
+        return BodyArrays(**plain, faces=_whole(fields["f"]), face_vertices=tuple(map(int, face)))
     except HapError as error:
         raise HapError(f"{path} is no body model of SMPL's: {error}") from None
 
 
 def _npz(path: Path) -> dict[str, Any]:
+    """Those fields that are used; others may be objects."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with np.load(io.BytesIO(read_file(path, MAX_FILE)), allow_pickle=False) as file:
+            return {name: file[name] for name in (*FIELDS, "face_vertices") if name in file.files}
     except Exception as error:  # a damaged archive fails in any way
         raise HapError(f"{path} is no readable .npz of plain arrays: {error}") from None
 
 
 def _first_ten(shapedirs: np.ndarray, path: Path) -> np.ndarray:
-    columns = shapedirs.shape[-1]
+    columns = shapedirs.shape[-1] if shapedirs.ndim else 0
     if columns < NUM_BETAS:
         raise HapError(f"shapedirs have {columns} columns, {NUM_BETAS} are needed")
     if columns == NUM_BETAS + 1:
@@ -144,19 +152,25 @@ def _first_ten(shapedirs: np.ndarray, path: Path) -> np.ndarray:
 
 def _check_tree(table: np.ndarray) -> None:
     wanted = np.array(PARENTS)
-    parents = np.asarray(table, np.int64)
-    parents = parents[0] if parents.ndim == 2 else parents
+    parents = np.atleast_2d(table)[:1].ravel()  # the root's is -1, or 2^32 - 1, and is not compared
     if parents.shape != wanted.shape or (parents[1:] != wanted[1:]).any():
         raise HapError(f"its tree of {parents.size} joints is not SMPL's of {len(wanted)}")
+
+
+def _whole(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "iu":
+        raise HapError(f"numbers of vertices are {array.dtype}, not whole")
+    return array.astype(np.int64)
 
 
 class _Node:
     """What a pickle says of an object of chumpy or SciPy: its numbers, and nothing that acts."""
 
     kind = ""
+    state: Mapping[str, Any] = MappingProxyType({})  # of one that is made and told nothing
 
     def __init__(self, *_: Any):
-        self.state: dict[str, Any] = {}
+        pass
 
     def __setstate__(self, state: Any) -> None:
         self.state = state if isinstance(state, dict) else {}
@@ -183,9 +197,15 @@ def _reconstructor(kind: Any, base: Any, _: Any) -> _Node:
     return kind()
 
 
+def _set(items: Any = ()) -> list[Any]:
+    """Names of what is new in a node of chumpy, which nobody reads."""
+    return list(items)
+
+
 _REBUILT: dict[tuple[str, str], Any] = {
     **{(module, "_reconstructor"): _reconstructor for module in ("copy_reg", "copyreg")},
     **{(module, "object"): _OBJECT for module in ("__builtin__", "builtins")},
+    **{(module, "set"): _set for module in ("__builtin__", "builtins")},
 }
 
 
@@ -204,12 +224,15 @@ def _value(value: Any, field: str, depth: int = 0) -> np.ndarray:
                 return (
                     _value(state["a"], field, depth + 1)
                     .ravel()[np.asarray(state["idxs"])]
-                    .reshape(state["preferred_shape"])
+                    .reshape(state.get("preferred_shape", -1))
                 )
         except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
             raise HapError(f"{field} is a damaged {kind}: {error!r}") from None
         raise HapError(f"{field} is a {kind}, which is not evaluated here: save it as a plain array")
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # lists of different length
+        raise HapError(f"{field} is no array: {error}") from None
     if array.dtype.kind not in "fiu":
         raise HapError(f"{field} is of {array.dtype}, not of numbers")
     return array
@@ -219,12 +242,14 @@ def _dense(state: Mapping[str, Any], by_rows: bool) -> np.ndarray:
     """A compressed sparse matrix, as an array."""
     rows, columns = map(int, state.get("_shape", state.get("shape")))  # type: ignore[arg-type]
     major, minor = (rows, columns) if by_rows else (columns, rows)
-    starts, places = np.asarray(state["indptr"]), np.asarray(state["indices"])
-    if len(starts) != major + 1 or rows * columns > 1 << 24:
+    starts, places = np.asarray(state["indptr"], np.int64), np.asarray(state["indices"])
+    counts = np.diff(starts)
+    fits = len(starts) == major + 1 and rows * columns <= 1 << 24 and (counts >= 0).all()
+    if not fits or starts[0] != 0 or not len(places) == starts[-1] == len(state["data"]):
         raise ValueError("its shape and its content differ")
-    line = np.repeat(np.arange(major), np.diff(starts))
-    if len(line) != len(places) or (len(places) and not 0 <= places.min() <= places.max() < minor):
-        raise ValueError("its shape and its content differ")
+    if len(places) and not 0 <= places.min() <= places.max() < minor:
+        raise ValueError("its indices lie outside its shape")
+    line = np.repeat(np.arange(major), counts)
     result = np.zeros((major, minor))
     np.add.at(result, (line, places), np.asarray(state["data"], np.float64))
     return result if by_rows else result.T

@@ -14,6 +14,7 @@ import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -204,7 +205,8 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self.extra:
-            return self.extra[module, name]
+            known = self.extra[module, name]
+            return _Call(known) if isinstance(known, FunctionType) else known
         if (module, name) not in _PLAIN:
             raise HapError(f"it contains code ({module}.{name})")
         known = _PLAIN[module, name]
@@ -221,7 +223,7 @@ def load(source: Path | bytes, extra: Names | None = None) -> Any:
     Raises HapError for a file that names anything else, or that is damaged; OSError if it cannot be read.
     """
     data, where = _bytes(source)
-    return _unpickle(data, where, extra or {})
+    return _unpickle(data, where, {} if extra is None else extra)
 
 
 def load_npy(source: Path | bytes) -> np.ndarray:
