@@ -21,7 +21,7 @@ from hap.config import folder_name
 from hap.errors import HapError
 
 FORMAT = 1
-GROUPS = ("data", "task", "model", "masking")
+GROUPS = ("data", "task", "model", "masking", "body")
 # What makes the model and what it is measured by. Devices, loggers and callbacks are those of the machine.
 KEPT = ("name", "seed", "img_size", "epochs", "total_batch_size", "synthetic", *GROUPS)
 EXPERIMENT = "of_the_checkpoint"

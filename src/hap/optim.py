@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+_ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "last_norm.")
+
 
 def parameter_groups(
     model: Any,
@@ -15,12 +17,14 @@ def parameter_groups(
     no_decay: frozenset[str] = frozenset(),
     layer_decay: float | None = None,
     decay_all: bool = False,
+    encoder_scale: float = 1.0,
 ) -> list[dict]:
     """Group the trainable parameters by (learning-rate scale, weight decay), in order of first appearance.
 
     One-dimensional parameters (biases, norms) and those named in `no_decay` are decayed by `decay_all` only. With
     `layer_decay` the scale is layer_decay^(depth + 1 - id), by `model.layer_id(name)`: 0 for the embeddings, i + 1
-    for block i, depth + 1 for whatever stands on top (BEiT's rule).
+    for block i, depth + 1 for whatever stands on top (BEiT's rule). The scale of an encoder's parameters is multiplied
+    by `encoder_scale`.
 
     Returns:
         dicts with `params`, `names`, `lr_scale`, `weight_decay`, as torch.optim takes them.
@@ -31,6 +35,7 @@ def parameter_groups(
             continue
         decay = weight_decay if decay_all or not (parameter.ndim <= 1 or name in no_decay) else 0.0
         scale = 1.0 if layer_decay is None else layer_decay ** (len(model.blocks) + 1 - model.layer_id(name))
+        scale *= encoder_scale if name.startswith(_ENCODER) else 1
         group = groups.setdefault(
             (scale, decay), {"params": [], "names": [], "lr_scale": scale, "weight_decay": decay}
         )
@@ -51,6 +56,7 @@ class Recipe:
         layer_decay: factor per layer from the top, None for none.
         decay_all: decay biases, norms and position embeddings, too.
         clip_norm: largest norm of the gradient of all parameters together; None does not clip.
+        encoder_lr: peak of the encoder's parameters; None: as the others.
     """
 
     epochs: int
@@ -63,6 +69,7 @@ class Recipe:
     layer_decay: float | None = None
     decay_all: bool = False
     clip_norm: float | None = None
+    encoder_lr: float | None = None
 
     def __post_init__(self):
         if (self.base_lr is None) == (self.lr is None):
@@ -93,19 +100,22 @@ class Recipe:
         """
         schedule_steps = schedule_steps or steps_per_epoch
         peak = self.peak_lr(total_batch_size)
-        groups = parameter_groups(model, self.weight_decay, no_decay, self.layer_decay, self.decay_all)
+        scale = 1.0 if self.encoder_lr is None else self.encoder_lr / peak
+        groups = parameter_groups(model, self.weight_decay, no_decay, self.layer_decay, self.decay_all, scale)
         for group in groups:
             group["lr"] = peak * group["lr_scale"]
             del group["names"]
-        # The fused step of fp16 undoes the scale of the gradients itself: too late for clipping.
-        fused = self.clip_norm is None
-        optimizer = self.kind(groups, lr=peak, betas=self.betas, eps=self.eps, fused=fused)
+        optimizer = self.optimizer_of(groups, peak)
         schedule = self.schedule(steps_per_epoch, schedule_steps)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
 
     @property
-    def kind(self) -> type[torch.optim.Adam]:
-        return torch.optim.AdamW
+    def fused(self) -> bool:
+        """The fused step of fp16 undoes the scale of the gradients itself: too late for clipping."""
+        return self.clip_norm is None
+
+    def optimizer_of(self, groups: list[dict], peak: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps, fused=self.fused)
 
     def schedule(self, steps_per_epoch: int, schedule_steps: int) -> Callable[[int], float]:
         """Share of the peak learning rate at a step."""
@@ -156,30 +166,35 @@ class StepRecipe(Recipe):
     official code of 2D pose).
 
     Args:
-        optimizer: adamw, or adam, without any decay.
+        optimizer: adamw; adam, without any decay; sgd, without decay and momentum.
         milestones: epochs, from 0, at which the learning rate falls.
         warmup_steps: length of the warm-up, whatever the length of an epoch; or give `warmup_epochs`.
         warmup_ratio: share of the peak that it begins with.
     """
 
     warmup_epochs: float = 0.0
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     milestones: Sequence[int] = ()
     warmup_steps: int | None = None
     warmup_ratio: float = 0.001
 
     def __post_init__(self):
         super().__post_init__()
-        if self.optimizer not in ("adamw", "adam"):
-            raise ValueError(f"optimizer={self.optimizer}: adamw or adam")
-        if self.optimizer == "adam" and self.weight_decay:
-            raise ValueError(f"weight_decay={self.weight_decay}: 0 with optimizer=adam, or take adamw")
+        if self.optimizer not in ("adamw", "adam", "sgd"):
+            raise ValueError(f"optimizer={self.optimizer}: adamw, adam or sgd")
+        if self.optimizer != "adamw" and self.weight_decay:
+            raise ValueError(
+                f"weight_decay={self.weight_decay}: 0 with optimizer={self.optimizer}, or take adamw"
+            )
         if self.warmup_steps is not None and self.warmup_epochs:
             raise ValueError("give either warmup_steps or warmup_epochs")
 
-    @property
-    def kind(self) -> type[torch.optim.Adam]:
-        return torch.optim.AdamW if self.optimizer == "adamw" else torch.optim.Adam
+    def optimizer_of(self, groups: list[dict], peak: float) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=peak, fused=self.fused)
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=peak, betas=self.betas, eps=self.eps, fused=self.fused)
+        return super().optimizer_of(groups, peak)
 
     def factor(self, epoch: float) -> float:
         """Without the warm-up, which follows the steps."""

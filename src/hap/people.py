@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from hap.data.base import Record
 from hap.data.boxes import read_boxes
 from hap.data.files import user_path
+from hap.data.keypoint_files import read_keypoints
 from hap.data.sources import INPUTS, read_inputs
 from hap.data.video import record
 from hap.detector import TorchvisionDetector, detect
@@ -36,6 +37,10 @@ def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
         if camera := re.fullmatch(r"webcam:(\d+)", text):
             given[part] = str(_recorded(int(camera[1]), run_dir, cfg.webcam_seconds))
     pictures = read_inputs(given, cfg.video_stride)
+    if cfg.keypoints is not None:
+        if cfg.boxes is not None:
+            raise HapError("keypoints=FILE says where people are: leave boxes= out")
+        return read_keypoints(user_path(cfg.keypoints), pictures)
     if cfg.boxes in (None, "none"):
         return pictures
     path = user_path(cfg.boxes)

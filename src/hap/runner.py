@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
-from hap.config import CONF_DIR, Root, check_config
+from hap.config import CONF_DIR, check_config
 from hap.data.base import DataModule
 from hap.data.files import user_path
 from hap.description import check_same, checked, describe_run
@@ -31,6 +31,7 @@ from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
 from hap.ranks import Ranks
 from hap.run_folder import cannot_write, hold
+from hap.schema import Root
 from hap.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -269,6 +270,8 @@ def _check_stage(stage: Stage, cfg: DictConfig) -> None:
         raise HapError(
             f"{stage} needs a model: ckpt_path=FILE for a checkpoint of this task, weights=FILE for an encoder"
         )
+    if cfg.synthetic and cfg.body is not None and "synthetic" not in cfg.body._target_:
+        raise HapError("synthetic=true is of drawn people: add body=drawn")
     if cfg.weights is None and weights_options(cfg) != weights_options(OmegaConf.structured(Root)):
         raise HapError("the keys weights_... say how to read weights=FILE, which is missing")
     if cfg.zero_shot and (stage == "train" or cfg.weights is None or cfg.ckpt_path is not None):

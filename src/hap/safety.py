@@ -143,7 +143,8 @@ class Checkpoints(L.Callback):
         if task.best_of is None or trainer.datamodule.val_split == "test":
             return
         value = float(trainer.callback_metrics[f"val/{task.best_of}"])
-        if value > self.best.get(f"best_val/{task.best_of}", -1):
+        before, sign = self.best.get(f"best_val/{task.best_of}"), -1 if task.lowest_is_best else 1
+        if before is None or sign * value > sign * before:
             self.best = {f"best_val/{task.best_of}": value, "best_val/epoch": trainer.current_epoch}
             self._write(trainer, _folder(trainer) / "best.ckpt")
 

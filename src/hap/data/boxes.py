@@ -96,17 +96,26 @@ class BoxRecord:
         return picture if self.pictures.whole else np.ascontiguousarray(picture[top:bottom, left:right])
 
     def annotations(self) -> dict[str, Any]:
-        """And `box` (4,), x, y, w, h in pixels of the picture."""
-        return self.source.annotations() | {"box": np.array(self.box[1:5], np.float32)}
+        """And `box` (4,), x, y, w, h in pixels of the picture; where the file has them, `joints`, the person's row."""
+        known: dict[str, Any] = {"box": np.array(self.box[1:5], np.float32)}
+        if self.pictures.joints is not None:
+            known["joints"] = self.pictures.joints[self.box.number]
+        return self.source.annotations() | known
 
 
 class Boxes(Sequence[BoxRecord]):
-    """Boxes in the order of their file, and in which of the sources each lies (N)."""
+    """Boxes in the order of their file, and in which of the sources each lies (N); `joints` by their number in the
+    file, if it has any."""
 
     def __init__(
-        self, sources: Sequence[Source], boxes: Sequence[Box], of: Sequence[int], whole: bool = False
+        self,
+        sources: Sequence[Source],
+        boxes: Sequence[Box],
+        of: Sequence[int],
+        whole: bool = False,
+        joints: np.ndarray | None = None,
     ):
-        self.sources, self.boxes, self.of, self.whole = sources, boxes, of, whole
+        self.sources, self.boxes, self.of, self.whole, self.joints = sources, boxes, of, whole, joints
         self._last: tuple[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -152,11 +161,22 @@ def read_boxes(path: Path, sources: Sequence[Source], whole: bool = False) -> Bo
     if not path.is_file():
         raise HapError(f"boxes: file not found: {path}")
     found = _detections(path) if path.suffix.lower() == ".json" else _rows(path)
+    return find_boxes(path, found, sources, whole)
+
+
+def find_boxes(
+    path: Path,
+    found: Sequence[Detection],
+    sources: Sequence[Source],
+    whole: bool,
+    joints: np.ndarray | None = None,
+) -> Boxes:
+    """What a file says, as records; `joints` by the number of the box. Raises HapError as `read_boxes`."""
     if not found:
         raise HapError(f"{path} has no boxes")
     where = _matched(path, [detection.image for detection in found], sources)
     pairs = [(index, detection.box) for detection in found for index in where[detection.image]]
-    boxes = Boxes(sources, [box for _, box in pairs], [index for index, _ in pairs], whole)
+    boxes = Boxes(sources, [box for _, box in pairs], [index for index, _ in pairs], whole, joints)
     _check_order(path, boxes)
     _check_format(path, boxes)
     images, scores = Counter(boxes.of), [box.score for box in boxes.boxes if box.score is not None]

@@ -61,6 +61,48 @@ def permutation(records: Sequence[Any], total: int, seed: int) -> Plan:
     return plan
 
 
+def mixture(
+    records: Any, total: int, seed: int, pools: Sequence[Sequence[str]], shares: Sequence[float] | None = None
+) -> Plan:
+    """Data sets in pools, each of which gives a share of an epoch, whatever its size; within a pool they lie in a row.
+    An epoch is as long as to show the pool that has most for its share once; another is shown over and over, as often
+    as it is whole, and what is left of its share is drawn. All in random order; the last, incomplete step is left out.
+
+    Args:
+        records: with `parts`, the data sets by name, and `starts`, see `MixedBodies`.
+        pools: names of data sets. Those that are not there are left out, and with them pools that have none.
+        shares: of an epoch, of each pool; None: all alike.
+
+    Raises:
+        HapError: a data set is in no pool, or the shares are not of the pools.
+    """
+    if shares is not None and (len(shares) != len(pools) or min(shares) <= 0):
+        raise HapError(f"data.plan: {len(pools)} pools need as many shares above 0, not {list(shares)}")
+    if lost := [name for name in records.parts if not any(name in pool for pool in pools)]:
+        raise HapError(f"data.plan.pools: {', '.join(lost)} is in no pool of {[list(p) for p in pools]}")
+    spans = dict(zip(records.parts, pairwise(records.starts.tolist()), strict=True))
+    members = [
+        np.array([i for name in pool if name in spans for i in range(*spans[name])], int) for pool in pools
+    ]
+    weights = [1.0] * len(pools) if shares is None else list(shares)
+    used = [(pool, weight) for pool, weight in zip(members, weights, strict=True) if len(pool)]
+    longest = max(len(pool) / weight for pool, weight in used)
+    counts = [round(longest * weight) for _, weight in used]
+    steps = sum(counts) // total
+    if steps == 0:
+        raise HapError(f"an epoch has {sum(counts)} samples, fewer than total_batch_size={total}; lower it")
+
+    def plan(epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((seed, epoch))
+        parts = []
+        for (pool, _), count in zip(used, counts, strict=True):
+            whole, rest = divmod(count, len(pool))
+            parts += [np.tile(pool, whole), pool[rng.integers(len(pool), size=rest)]]
+        return rng.permutation(np.concatenate(parts))[: steps * total].reshape(steps, total)
+
+    return plan
+
+
 def fingerprint(records: Sequence[Any]) -> dict[str, Any]:
     """What tells one training split from another: the number of images, a checksum of their names in order, and
     where images have an identity (`ReidRecord`), the number of classes and a checksum of their numbering; where

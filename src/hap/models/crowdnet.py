@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hap.body.rotations import from_6d
 from hap.errors import HapError
 from hap.models.pose import PaddedViT
-from hap.models.pose3d import BodyOutput, vposer_state
+from hap.models.pose3d import BodyOutput, SixD, VPoser, vposer_state
 from hap.models.weight_state import State
 
 CELLS = 8  # of each side of the volume in which joints are found
@@ -114,7 +114,9 @@ class CrowdNet(PaddedViT):
     Args:
         feature_dim: channels that the heads see.
         graph_dim: of a joint in the graph network.
-        pose_decoder: makes a module of the width of its features, `SixD` or `VPoser`.
+        vposer: file of VPoser v1, by which 32 numbers become a pose, see `VPoser`; None: `SixD`.
+        vposer_dropout: of its hidden layer in training.
+        vposer_neurons: of its hidden layers.
         adapter_trainable: the layer from the encoder to the heads learns; the official code leaves it as it was drawn.
         cell_centres: a cell of the volume is where its middle is; in the official code the last eighth of every side of
             the crop cannot be reached.
@@ -122,11 +124,14 @@ class CrowdNet(PaddedViT):
     """
 
     needs_joints = True
+    depth_eps = 1e-4  # metres, added to depths in the projection
 
     def __init__(
         self,
         *,
-        pose_decoder: Any,
+        vposer: str | None = None,
+        vposer_dropout: float = 0.0,
+        vposer_neurons: int = 512,
         feature_dim: int = 2048,
         graph_dim: int = 128,
         adapter_trainable: bool = True,
@@ -146,7 +151,10 @@ class CrowdNet(PaddedViT):
             nn.init.normal_(layer.weight, std=0.001)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.rotation_net = RotationNet(feature_dim, graph_dim)
-        self.pose_decoder = pose_decoder(NUM_GRAPH * graph_dim)
+        width = NUM_GRAPH * graph_dim
+        self.pose_decoder = (
+            SixD(width) if vposer is None else VPoser(width, vposer, vposer_neurons, vposer_dropout)
+        )
         self.cell_centres = cell_centres
 
     def forward(self, images: Tensor, joints: Tensor, mask: Tensor) -> BodyOutput:  # type: ignore[override]
@@ -158,13 +166,10 @@ class CrowdNet(PaddedViT):
         """
         feature = self.features_of(images, joints, mask)
         coord, score = self.positions(feature)
-        with torch.autocast(images.device.type, enabled=False):
-            feature, coord, score = feature.float(), coord.float(), score.float()
-            place = coord.detach()
-            at = F.grid_sample(
-                feature, place[:, :, None, :2] / (CELLS - 1) * 2 - 1, align_corners=True
-            ).squeeze(3)
-            x = torch.cat([at.mT, place, score.detach()], dim=2)
+        place = coord.detach()
+        at = place[:, :, None, :2] / (CELLS - 1) * 2 - 1
+        at = F.grid_sample(feature.float(), at, align_corners=True).squeeze(3)
+        x = torch.cat([at.mT, place, score.detach()], dim=2)
         x = self.rotation_net(x)
         heads = self.rotation_net
         root = from_6d(heads.root_pose_out(x).float(), "columns_interleaved")

@@ -103,6 +103,7 @@ class Hmr2(PaddedViT):
     """
 
     needs_joints = False
+    depth_eps = 0.0
     mean_pose: Tensor
     mean_betas: Tensor
     mean_camera: Tensor

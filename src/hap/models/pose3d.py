@@ -65,13 +65,13 @@ class VPoser(nn.Module):
 
     Args:
         width: of the features.
-        path: file of VPoser v1, its state dict or a .safetensors with the three layers of the decoder; None: they come
-            with the weights of the whole network. Until they are loaded they are no numbers.
+        path: file of VPoser v1, its state dict or a .safetensors with the three layers of the decoder. If it is not
+            there they have to come with the weights of the whole network; until then they are no numbers.
         num_neurons: of its hidden layers.
         dropout: of training; the official code leaves it on, though the decoder does not learn.
     """
 
-    def __init__(self, width: int, path: str | None = None, num_neurons: int = 512, dropout: float = 0.1):
+    def __init__(self, width: int, path: str, num_neurons: int = 512, dropout: float = 0.0):
         super().__init__()
         self.latent = nn.Linear(width, 32)
         nn.init.normal_(self.latent.weight, std=0.01)
@@ -79,12 +79,12 @@ class VPoser(nn.Module):
         self.dec_fc1 = nn.Linear(32, num_neurons)
         self.dec_fc2 = nn.Linear(num_neurons, num_neurons)
         self.dec_out = nn.Linear(num_neurons, 6 * NUM_BODY)
-        self.dropout = dropout
+        self.path, self.dropout = Path(path).expanduser(), dropout
         for layer in (self.dec_fc1, self.dec_fc2, self.dec_out):
             for parameter in layer.parameters():
                 nn.init.constant_(parameter, torch.nan).requires_grad_(False)
-        if path is not None:
-            self.load_state_dict(_read_vposer(Path(path)), strict=False)
+        if self.path.is_file():
+            self.load_state_dict(_read_vposer(self.path), strict=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, width) -> (N, 21, 3, 3)."""
@@ -101,8 +101,8 @@ class VPoser(nn.Module):
         """Raises HapError where the weights of the decoder were not loaded."""
         if not self.dec_out.weight.isfinite().all():
             raise HapError(
-                "the weights of VPoser are missing: give task.model.pose_decoder.path=FILE (snapshots/*.pt of VPoser "
-                "v1, https://smpl-x.is.tue.mpg.de, for non-commercial use), or do without: pose_decoder=sixd"
+                f"no file of VPoser: {self.path}; task.model.vposer=FILE is snapshots/*.pt of VPoser v1 "
+                "(https://smpl-x.is.tue.mpg.de, for non-commercial use); task.model.vposer=null does without"
             )
 
 
@@ -125,8 +125,6 @@ def vposer_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_vposer(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise HapError(f"no file of VPoser: {path}")
     entries = read_weight_file(path).entries
     entries = entries.get("state_dict", entries)
     try:

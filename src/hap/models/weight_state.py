@@ -167,6 +167,14 @@ def _from_vitpose(entries: Mapping[str, Any]) -> State:
     return state
 
 
+def _from_crowdnet(entries: Mapping[str, Any]) -> State:
+    """A snapshot of the official code of 3D pose; the rest of its names is the model's to know."""
+    return {
+        re.sub(r"^(backbone|vposer)\.", "", name.removeprefix("module.")): value
+        for name, value in _entry(entries, "network").items()
+    }
+
+
 def _entry(entries: Mapping[str, Any], key: str) -> State:
     """An entry that should be a state dict; empty if it is not there or is something else."""
     entry = entries.get(key)
@@ -180,6 +188,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any]], State]] = {
     "lightning": _from_lightning,
     "attributes": _from_attributes,
     "vitpose": _from_vitpose,
+    "crowdnet": _from_crowdnet,
 }
 
 
@@ -196,6 +205,8 @@ def _detect(file: WeightFile) -> tuple[str, str]:
         return "mae", "by its entry 'model', without 'arch'"
     if "state_dicts" in entries:
         return "attributes", "by its entry 'state_dicts'"
+    if "network" in entries and "optimizer" in entries:
+        return "crowdnet", "by its entries 'network' and 'optimizer'"
     if "state_dict" in entries and "meta" in entries:
         return "vitpose", "by its entries 'state_dict' and 'meta'"
     if "state_dict" in entries:

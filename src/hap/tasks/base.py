@@ -1,5 +1,6 @@
 """The part of training that is the same for every task."""
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class Task(L.LightningModule):
     transform: Any = None  # of one image, to evaluate; set by hap.load_model
     description: Mapping[str, Any] | None = None  # what a checkpoint says of itself; set by the runner
     best_of: str | None = None  # the score by which the best epoch is kept, where validation is not the test
+    lowest_is_best = False  # whether that score is an error
     learns_from_validation = False  # whether a checkpoint has to be written again after it
     needs_validation = False  # whether a test has to wait for what is learned there
     zero_shot = False  # whether to score an encoder that was not trained for the task
@@ -237,6 +239,14 @@ class Task(L.LightningModule):
             for name in ("ready", "started", "processed"):
                 counts[name] = counts[name] // before * now
             counts["completed"] = counts["ready"] - unfinished
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of results, CSV."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 
 def cell(value: float | str) -> str:

@@ -1,6 +1,5 @@
 """2D pose: where the joints of a person are, as one heat map for each; from one data set or from three together."""
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from hap.plots import Tile, close_up, draw_pose, mosaic, tile_rows
 from hap.pose.codecs import Codec
 from hap.pose.skeletons import Skeleton, get_skeleton, of_labels
 from hap.pose.truth import MpiiTruth
-from hap.tasks.base import Task, cell
+from hap.tasks.base import Task, write_rows
 from hap.tasks.pose2d_outputs import check_luperson, write_luperson, write_poses
 from hap.tasks.pose2d_results import read_results, write_results
 
@@ -189,11 +188,7 @@ class Pose2d(Task):
         worst, each beside its truth."""
         records: Any = dataset.records
         write_results(folder, records, self.metric.scored()[0])
-        rows = self.metric.per_joint()
-        with (folder / "per_joint.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+        write_rows(folder / "per_joint.csv", self.metric.per_joint())
         pictures = {"best_people": self._people(dataset, True), "worst_people": self._people(dataset, False)}
         return {name: picture for name, picture in pictures.items() if picture is not None}
 

@@ -8,9 +8,7 @@ import csv
 import json
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,15 @@ from hap.data.decoding import image_size, orientation, stored_points
 from hap.data.files import relative
 from hap.data.pretrain import write_poses as write_pose_table
 from hap.data.sources import ImageRecord, source_columns
-from hap.data.video import VIDEO_SUFFIXES, write_video
+from hap.data.video import VIDEO_SUFFIXES
 from hap.errors import BadSample, HapError, printable
 from hap.metrics.pose import pose_score
-from hap.plots import draw_pose, write_picture
+from hap.plots import draw_pose
 from hap.pose.skeletons import COCO, Skeleton
+from hap.tasks.pictures import Picture, by_picture, draw_people
 
 log = logging.getLogger(__name__)
 
-NUM_PICTURES = 60  # that are drawn, of those with people, evenly spread
 DRAWN = 0.3  # score of a joint or a box from which it is drawn
 
 
@@ -53,23 +51,10 @@ def write_poses(
     """
     box_score = np.array([1.0 if r.box is None or r.box.score is None else r.box.score for r in records])
     score = pose_score(keypoints, box_score)
-    people = _people(records, pictures)
+    people = by_picture(records, pictures)
     _write_json(folder / "poses.json", records, people, keypoints, score, skeleton)
     _write_csv(folder / "poses.csv", records, keypoints, score, skeleton)
     _draw(folder / "pictures", records, people, keypoints, skeleton)
-
-
-Picture = tuple[Any, list[int]]  # and the people in it, by their places in the records
-
-
-def _people(records: Sequence[Any], pictures: Sequence[Any]) -> list[Picture]:
-    """Who is in each picture."""
-    found: dict[tuple[str, int | None], Picture] = {}
-    for picture in pictures:
-        found.setdefault((str(picture.path), picture.frame), (picture, []))
-    for i, record in enumerate(records):
-        found[str(record.path), record.frame][1].append(i)
-    return list(found.values())
 
 
 def _write_json(
@@ -141,8 +126,7 @@ def _draw(
     keypoints: np.ndarray,
     skeleton: Skeleton,
 ) -> None:
-    def drawn(picture: Any, people: list[int]) -> np.ndarray:
-        image = picture.pixels()
+    def draw(image: np.ndarray, people: list[int]) -> np.ndarray:
         for i in people:
             box = records[i].box
             if box is None:
@@ -151,28 +135,7 @@ def _draw(
                 image = draw_pose(image, keypoints[i], skeleton, DRAWN, np.array(box[1:5]))
         return image
 
-    def readable(frames: Sequence[Picture]) -> Iterator[np.ndarray]:
-        for picture, people in frames:
-            with suppress(BadSample):  # it was named when it was read
-                yield drawn(picture, people)
-
-    images = [(picture, people) for picture, people in pictures if picture.frame is None and people]
-    chosen = np.linspace(0, len(images) - 1, min(NUM_PICTURES, len(images))).round().astype(int)
-    for number in chosen.tolist():
-        write_picture(folder / f"{number:06d}.png", drawn(*images[number]))
-    videos: dict[str, list[Picture]] = {}
-    for picture, people in pictures:
-        if picture.frame is not None:
-            videos.setdefault(str(picture.path), []).append((picture, people))
-    taken: Counter[str] = Counter()
-    for path, frames in videos.items():
-        name = Path(path).name.removesuffix(Path(path).suffix)
-        taken[name] += 1
-        name += f"_{taken[name]}" if taken[name] > 1 else ""  # of another folder
-        length = frames[-1][0].seconds - frames[0][0].seconds
-        rate = (len(frames) - 1) / length if length > 0 else 25.0
-        folder.mkdir(exist_ok=True)
-        write_video(folder / f"{name}.mp4", rate, readable(frames))
+    draw_people(folder, pictures, draw)
 
 
 def check_luperson(records: Sequence[Any], skeleton: Skeleton) -> None:
