@@ -27,6 +27,9 @@ demo-attribute: $(READY)  ## attributes of drawn people, from the shipped weight
 demo-pose2d: $(READY)  ## joints of drawn people, from the shipped weights and from nothing (CPU, minutes)
 	$(BIN)/python scripts/demo_pose2d.py
 
+demo-pose3d: $(READY)  ## bodies of drawn people, from the shipped weights and from nothing (CPU, minutes)
+	$(BIN)/python scripts/demo_pose3d.py
+
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -47,5 +50,5 @@ gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started ag
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
 
-.PHONY: help install demo demo-reid demo-attribute demo-pose2d test lint bench gpu clean
+.PHONY: help install demo demo-reid demo-attribute demo-pose2d demo-pose3d test lint bench gpu clean
 .DEFAULT_GOAL := help

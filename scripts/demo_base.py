@@ -40,15 +40,16 @@ class Demo:
         experiment: of all runs; its folder below runs/ is where they go.
         description: for --help.
         columns: of the table, after the name of a row: the name of a score, and its title.
+        factor: of the scores in the table.
     """
 
-    def __init__(self, experiment: str, description: str, columns: Mapping[str, str]):
+    def __init__(self, experiment: str, description: str, columns: Mapping[str, str], factor: float = 100):
         parser = argparse.ArgumentParser(description=description)
         parser.add_argument("--seed", type=int, default=0, help="of people and training")
         folder = Path("runs") / experiment / time.strftime("%Y-%m-%d_%H-%M-%S")
         parser.add_argument("--out", type=Path, default=folder, help=f"default: {folder}")
         options = parser.parse_args()
-        self.experiment, self.columns = experiment, columns
+        self.experiment, self.columns, self.factor = experiment, columns, factor
         self.rows: list[list[str]] = []
         self.pictures: list[Path] = []
         self.out, self.seed, self.start = options.out.absolute(), options.seed, time.perf_counter()
@@ -91,9 +92,9 @@ class Demo:
         self.rows.append([name, *values])
 
     def scores(self, name: str, found: Mapping[str, float]) -> None:
-        """A row of scores in per cent. Their names may stand behind that of a split, `val/AP`."""
+        """A row of scores. Their names may stand behind that of a split, `val/AP`."""
         values = {key.rpartition("/")[2]: value for key, value in found.items()}
-        self.row(name, *(f"{100 * values[key]:.1f}" for key in self.columns))
+        self.row(name, *(f"{self.factor * values[key]:.1f}" for key in self.columns))
 
     def finetune(self, epochs: int) -> None:
         """Fine-tune from nothing and from the shipped weights, all else alike: two rows, and the pictures of the
