@@ -43,6 +43,7 @@ bench: $(READY)  ## measured speed of this machine, written to benchmarks/
 	$(BIN)/python -m hap.bench pretrain experiment=demo out=benchmarks/demo benchmark.batch_sizes=[8]
 	$(BIN)/python -m hap.bench reid_eval
 	$(BIN)/python -m hap.bench pose2d
+	$(BIN)/python -m hap.bench pose3d
 
 gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started again it goes on (DEVICE=cpu: a toy)
 	$(BIN)/python -m hap.bench all benchmark.device=$(DEVICE) $(ARGS)

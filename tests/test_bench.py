@@ -12,7 +12,7 @@ from conftest import config
 
 import hap.bench
 from hap.benchmarks import all as everything
-from hap.benchmarks import plain_pose, pose2d, reading, steps
+from hap.benchmarks import plain_pose, pose2d, pose3d, reading, steps
 from hap.benchmarks.profiling import kind_of
 from hap.benchmarks.timing import matmul_peak, median_seconds
 from hap.config import check_config
@@ -217,3 +217,70 @@ def test_the_straightforward_way_of_poses_gives_the_same(tmp_path):
     heatmaps[0, 0] = 0
     found = np.stack([plain_pose.decode(one) for one in heatmaps.numpy()])
     assert np.abs(codec.decode(heatmaps).numpy() - found).max() < 2e-3
+
+
+def test_pose3d_writes_its_record(tmp_path):
+    small = ("vertices=50", "batch=4", "repeats=1", "eval_people=10", "reader_people=4", "predicted_people=9")
+    overrides = (*TINY_BENCH[1:4], "trainer=cpu", "synthetic=true")
+    widths = ("task.model.feature_dim=32", "task.model.graph_dim=16")
+    drawn = ("data.draw.num_images=20", f"data.draw.root={tmp_path / 'drawn'}", "data.draw.num_workers=0")
+    cfg = config(
+        *("bench", "benchmark=pose3d", f"out={tmp_path}", *overrides, *widths, *drawn),
+        *(f"benchmark.{option}" for option in (*small, "num_workers=0")),
+    )
+    assert cfg.task.model._target_.endswith("CrowdNet")
+    hap.bench.body(cfg, tmp_path)
+    results = json.loads((tmp_path / "pose3d_cpu.json").read_text())["results"]
+    forward, backward = results["body_layer"]
+    assert forward["meshes_per_s"] * 50 == pytest.approx(forward["vertices_per_s"])
+    assert 0 < forward["memory_mb"] <= backward["memory_mb"]
+    (evaluation,), (reader,), (predict,) = (results[part] for part in ("evaluation", "reader", "predict"))
+    assert evaluation["people"] == 10
+    assert evaluation["PA-MPJPE"] > 0
+    assert reader["people"] == 4
+    assert reader["ratio"] == pytest.approx(reader["crops_per_s"] / reader["plain_crops_per_s"])
+    assert predict["people_per_s"] == pytest.approx(predict["images_per_s"] * 9 / 2)
+
+
+def test_two_body_layers_give_the_same():
+    """At SMPL's size; compared within, to 0.1 mm."""
+    pytest.importorskip("smplfitter.pt")
+    body = pose3d.made_up_bodies(6890, 0).neutral
+    for row in pose3d.body_layer(body, 2, CPU, repeats=1, seed=0):
+        assert row["ratio"] == pytest.approx(row["meshes_per_s"] / row["smplfitter_meshes_per_s"])
+
+
+def test_a_body_layer_that_is_wrong_is_not_measured(monkeypatch):
+    monkeypatch.setattr(pose3d, "other_layer", lambda body, device: lambda r, b, t: b.new_zeros(2, 50, 3))
+    with pytest.raises(AssertionError, match="not close"):
+        next(pose3d.body_layer(pose3d.made_up_bodies(50, 0).neutral, 2, CPU, repeats=1, seed=0))
+
+
+def test_without_the_other_layer_ours_is_measured_alone(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "smplfitter.pt", None)
+    rows = list(pose3d.body_layer(pose3d.made_up_bodies(50, 0).neutral, 2, CPU, repeats=1, seed=0))
+    assert [row["what"] for row in rows] == ["forward", "forward and backward"]
+    assert not any("ratio" in row or "smplfitter_meshes_per_s" in row for row in rows)
+    assert "smplfitter is not installed" in caplog.text
+
+
+def test_made_up_bodies_are_as_full_as_said():
+    body = pose3d.made_up_bodies(60, 0).neutral
+    assert ((body.weights > 0).sum(1) == 4).all()
+    assert ((body.J_regressor > 0).sum(1) == 30).all()
+    np.testing.assert_allclose(body.weights.sum(1), 1, atol=1e-6)
+
+
+def test_memory_of_a_call_is_what_it_has_at_a_time():
+    before = torch.zeros(1000)
+
+    def call():
+        kept = before + 1  # 4,000 bytes
+        for _ in range(3):
+            kept = kept.view(10, 100) * 2  # the one before is let go
+        return kept
+
+    assert pose3d.peak_bytes(call) == 8000
+    assert pose3d.peak_bytes(lambda: before.view(10, 100)[2:]) == 0  # a part of what was there
+    weight = torch.ones(1000, requires_grad=True)
+    assert pose3d.peak_bytes(lambda: torch.autograd.grad((weight * weight).sum(), weight)) >= 8000

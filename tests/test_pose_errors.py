@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from hap.benchmarks import plain_errors
 from hap.data import pose_errors
 from hap.data.pose_errors import GOOD, INVERSION, JITTER, MISS, SWAP, chances, distances, perturb
 
-SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
-PAIRS = ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16))
 NOSE, L_SHOULDER, L_WRIST, R_WRIST, L_HIP, L_KNEE, L_ANKLE = 0, 5, 9, 10, 11, 13, 15
 # fmt: off
 PERSON = np.array([
@@ -24,74 +23,6 @@ def person(x=0.0, y=0.0, hidden=()):
     joints = np.column_stack([PERSON + np.array((x, y)), np.ones(17)])
     joints[list(hidden), 2] = 0
     return joints
-
-
-def literal_chances(joint, labelled, overlap):
-    """The tables, one joint at a time."""
-    group = 0 if joint in (0, 13, 14, 15, 16) else 2 if joint in (11, 12) else 1
-    jitter = ((0.15, 0.20, 0.25) if labelled <= 10 else (0.10, 0.15, 0.20))[group]
-    group = 0 if joint <= 4 else 1 if joint in (5, 6, 15, 16) else 2
-    if labelled <= 5:
-        miss = (0.15, 0.20, 0.25)[group]
-    elif labelled <= 10:
-        miss = (0.10, 0.13, 0.15)[group]
-    else:
-        miss = (0.02, 0.05, 0.10)[group]
-    group = 0 if joint <= 4 else 1 if joint <= 10 else 2
-    inversion = (0.01, 0.03, 0.06)[group]
-    if (labelled <= 10 and overlap > 0) or (labelled <= 15 and overlap >= 3):
-        swap = (0.02, 0.15, 0.10)[group]
-    else:
-        swap = (0.01, 0.06, 0.03)[group]
-    return [jitter, miss, inversion, swap, 1 - jitter - miss - inversion - swap]
-
-
-def literal_points(j, moved, joints, near, area, rng, number):
-    """The points that are left of each kind, for joint j of a person whose first j joints are moved."""
-    d10, d50, d85 = (np.sqrt(-2 * area * (2 * SIGMAS[j]) ** 2 * np.log(k)) for k in (0.1, 0.5, 0.85))
-    partner = next((b if a == j else a for a, b in PAIRS if j in (a, b)), None)
-    places = [moved[j, :2]] + [p[j, :2] for p in near if p[j, 2] > 0]
-    inverse, paired = len(places), partner is not None and joints[partner, 2] > 0
-    if paired:
-        places.append(moved[partner, :2])
-    if partner is not None:
-        places += [p[partner, :2] for p in near if p[partner, 2] > 0]
-
-    def free(source, low, high, count, rivals, limit=None):
-        radius, angle = rng.uniform(low, high, count), rng.uniform(0, 2 * np.pi, count)
-        points = places[source] + radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
-        keep = np.ones(count, bool)
-        for rival in set(rivals) & set(range(len(places))) - {source}:
-            apart = np.sqrt(((points - places[rival]) ** 2).sum(1))
-            keep &= apart > (radius if limit is None else limit)
-        return points[keep]
-
-    none, everyone = np.zeros((0, 2)), range(len(places))
-    missed = [free(m, d50, d10, 4 * number, everyone, d50) for m in everyone]
-    missed[1:] = [p[rng.integers(len(p), size=len(p) // 4)] if len(p) else p for p in missed[1:]]
-    swapped = [free(s, 0, d50, number, (0, inverse)) for s in everyone if s not in (0, inverse)]
-    return {
-        JITTER: free(0, d85, d50, number, everyone),
-        MISS: np.concatenate(missed),
-        INVERSION: free(inverse, 0, d50, number, everyone) if paired else none,
-        SWAP: np.concatenate([none, *swapped]),
-        GOOD: free(0, 0, d85, number // 4, everyone),
-    }
-
-
-def literal(joints, near, area, rng, number):
-    """The official order: the points of every kind, then a kind, then a point."""
-    moved, labelled = joints.copy(), int((joints[:, 2] > 0).sum())
-    for j in range(17):
-        points = literal_points(j, moved, joints, near, area, rng, number)
-        p = np.array(
-            [c * (len(points[k]) > 0) for k, c in enumerate(literal_chances(j, labelled, len(near)))]
-        )
-        moved[j] = 0
-        if p.sum() > 0:
-            drawn = points[rng.choice(5, p=p / p.sum())]
-            moved[j] = *drawn[rng.integers(len(drawn))], 1
-    return moved
 
 
 def only(monkeypatch, kind):
@@ -124,7 +55,8 @@ def test_distances_are_those_of_the_keypoint_similarity():
     assert not reach[:, 3].any()
     apart = distances(AREA)
     np.testing.assert_allclose(
-        np.exp(-(apart[:, :3] ** 2) / (2 * AREA * (2 * SIGMAS[:, None]) ** 2)), [[0.1, 0.5, 0.85]] * 17
+        np.exp(-(apart[:, :3] ** 2) / (2 * AREA * (2 * plain_errors.SIGMAS[:, None]) ** 2)),
+        [[0.1, 0.5, 0.85]] * 17,
     )
 
 
@@ -132,7 +64,9 @@ def test_distances_are_those_of_the_keypoint_similarity():
 @pytest.mark.parametrize("labelled", [0, 1, 5, 6, 10, 11, 15, 16, 17])
 def test_chances_are_those_of_the_tables(labelled, overlap):
     table = chances(labelled, overlap)
-    np.testing.assert_allclose(table, [literal_chances(j, labelled, overlap) for j in range(17)], atol=1e-12)
+    np.testing.assert_allclose(
+        table, [plain_errors.chances(j, labelled, overlap) for j in range(17)], atol=1e-12
+    )
     assert (table > 0).all()
 
 
@@ -159,7 +93,7 @@ def test_a_crowd_as_by_the_rules_written_out():
     joints = person(hidden=(3, R_WRIST, 12, 13))
     near = np.stack([person(14, 5, hidden=(0, 6, 14)), person(-20, 3, hidden=(9, 11))])
     rng = np.random.default_rng(1)
-    theirs = np.stack([literal(joints, near, AREA, rng, 100) for _ in range(150)])
+    theirs = np.stack([plain_errors.perturb(joints, near, AREA, rng, 100) for _ in range(150)])
     ours = many(3000, joints, near)
     assert [j for j in range(17) if not same(ours[:, j, :2], theirs[:, j, :2])] == []
     assert (ours[..., 2] == 1).all()
@@ -175,7 +109,7 @@ def test_each_kind_as_by_the_rules_written_out(monkeypatch, kind):
     only(monkeypatch, kind)
     ours, rng = many(2000, joints, near), np.random.default_rng(2)
     for j in (NOSE, 1, 3, L_SHOULDER, 7, L_WRIST, L_HIP, L_KNEE, L_ANKLE):
-        theirs = literal_points(j, joints, joints, near, AREA, rng, 4000)[kind]
+        theirs = plain_errors.points(j, joints, joints, near, AREA, rng, 4000)[kind]
         assert same(ours[:, j, :2], theirs) if len(theirs) else kind == INVERSION and j in (NOSE, 1), j
 
 
@@ -244,7 +178,7 @@ def test_a_swap_needs_others(monkeypatch):
 def test_nothing_is_possible():
     """Without an area all points are the places themselves, and another's are the same."""
     moved = perturb(person(), person()[None], 0.0, np.random.default_rng(0))
-    assert not moved[[NOSE, *(left for left, _ in PAIRS)]].any()
+    assert not moved[[NOSE, *(left for left, _ in plain_errors.PAIRS)]].any()
     alone = perturb(person(hidden=range(1, 17)), NOBODY, 0.0, np.random.default_rng(0))
     np.testing.assert_array_equal(alone, person())
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hap.benchmarks import plain_pose
-from hap.benchmarks.timing import compare, timed
+from hap.benchmarks.timing import compare, one_core, timed
 from hap.data.base import DataModule
 from hap.data.boxes import Box, Boxes
 from hap.data.pose import PoseRecords
@@ -69,7 +69,7 @@ def run(
     on_gpu = torch.cuda.is_available()
     codec: UDP = task.codecs[0]
     results: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else "cpu"}
-    with tempfile.TemporaryDirectory() as folder, _one_core():
+    with tempfile.TemporaryDirectory() as folder, one_core():
         people = write_people(Path(folder), num_images, codec, seed)
         results["reader"] = [reader(people, codec, repeats, seed)]
         yield results
@@ -83,28 +83,20 @@ def run(
             yield results
 
 
-@contextlib.contextmanager
-def _one_core() -> Iterator[None]:
-    """As in a loader process."""
-    threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads[0])
-        cv2.setNumThreads(threads[1])
-
-
-def write_people(folder: Path, num_images: int, codec: UDP, seed: int) -> PoseRecords:
-    """JPEGs of smooth noise with fine grain, and in each a person with all joints."""
-    rng = np.random.default_rng(seed)
+def write_pictures(folder: Path, num_images: int, rng: np.random.Generator) -> None:
+    """JPEGs of smooth noise with fine grain."""
     for number in range(num_images):
         coarse = rng.integers(0, 256, (HEIGHT // 40, WIDTH // 40, 3), np.uint8)
         image = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC).astype(np.int16)
         image += rng.integers(-12, 13, image.shape, np.int16)
         image = np.clip(image, 0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"{number:06d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+
+
+def write_people(folder: Path, num_images: int, codec: UDP, seed: int) -> PoseRecords:
+    """Pictures, and in each a person with all joints."""
+    rng = np.random.default_rng(seed)
+    write_pictures(folder, num_images, rng)
     size = rng.uniform((60, 120), (200, 400), (num_images, 2))
     corner = rng.uniform(0, 1, (num_images, 2)) * ((WIDTH, HEIGHT) - size)
     box = np.concatenate([corner, size], axis=1).astype(np.float32)

@@ -1,10 +1,12 @@
 """Median times of calls, and the FLOP/s of the device's own matrix products."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
+import cv2
 import torch
 
 
@@ -41,6 +43,19 @@ def timed(function: Callable[[], object], calls: int = 1) -> float:
         function()
     synchronize()
     return (time.perf_counter() - start) / calls
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """As in a loader process."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
 
 
 def synchronize() -> None:

@@ -137,9 +137,10 @@ class GenderedBody(nn.Module):
         Raises:
             HapError: there is no body of somebody's gender.
         """
-        result = rotations.new_empty(len(rotations), len(self.bodies.neutral.v_template), 3)
+        result = rotations.new_empty(len(rotations), 3, len(self.bodies.neutral.v_template))
         for number in gender.unique().tolist():
             self.bodies.of(number)
             mine = gender == number
-            result[mine] = getattr(self, GENDERS[number])(rotations[mine], betas[mine], trans[mine]).vertices
-        return result
+            mesh = getattr(self, GENDERS[number])(rotations[mine], betas[mine], trans[mine])
+            result[mine] = mesh.vertices.mT
+        return result.mT
