@@ -231,16 +231,17 @@ def _from_official(state: State) -> State:
             values = [ours.pop(f"{name}.fcbn_list.{j}.{place}", None) for j in range(NUM_GRAPH)]
             if all(value is not None for value in values):
                 stacked = torch.stack([_read(value) for value in values])
-                ours[f"{layer}.{part}"] = stacked.flatten() if part.startswith("norm.") else stacked
-    for name in [name for name in ours if ".fcbn_list." in name]:  # counters of batches
-        del ours[name]
+                if part.startswith("norm."):  # a counter of batches is the same for all
+                    stacked = stacked.flatten() if stacked.ndim > 1 else stacked[0]
+                ours[f"{layer}.{part}"] = stacked
     if any(name.startswith("vposer.") for name in state):
         ours |= {f"pose_decoder.{name}": value for name, value in vposer_state(state).items()}
     return ours
 
 
 def _norm_parts() -> list[tuple[str, str]]:
-    return [(f"1.{part}", f"norm.{part}") for part in ("weight", "bias", "running_mean", "running_var")]
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return [(f"1.{part}", f"norm.{part}") for part in parts]
 
 
 def _official_blocks() -> dict[str, str]:
