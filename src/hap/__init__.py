@@ -7,7 +7,7 @@ from importlib import import_module
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"
-__all__ = ["HapError", "create_encoder", "load_model", "predict_attributes", "predict_pose"]
+__all__ = ["HapError", "create_encoder", "load_model", "predict_attributes", "predict_bodies", "predict_pose"]
 
 from hap.errors import HapError
 
@@ -15,6 +15,7 @@ _HOME = {
     "create_encoder": "hap.models.vit",
     "load_model": "hap.inference",
     "predict_attributes": "hap.inference",
+    "predict_bodies": "hap.inference",
     "predict_pose": "hap.inference",
 }
 

@@ -1,5 +1,6 @@
 """A trained model in Python: `hap.load_model` and what it says of images, as arrays."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,23 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import default_collate
 
+from hap.body.joints import COCO
+from hap.body.rotations import to_matrix
 from hap.checkpointing import read_checkpoint
 from hap.cli import quote_paths
 from hap.config import CONF_DIR, check_config, register
+from hap.data.keypoint_files import to_body
+from hap.data.pose3d import Kind
 from hap.description import add_experiment
 from hap.errors import HapError
 from hap.runner import build, classes_of, load_whole
 from hap.tasks.attribute import Attribute
 from hap.tasks.base import Task
 from hap.tasks.pose2d import Pose2d
+from hap.tasks.pose3d import Pose3d
+from hap.tasks.pose3d_outputs import in_picture
+
+AROUND_JOINTS = Kind("key points", from_joints=True)
 
 
 def load_model(ckpt_path: str | Path, *overrides: str) -> Task:
@@ -72,17 +81,67 @@ def predict_pose(model: Task, image: np.ndarray, boxes: Any = None) -> np.ndarra
     """
     if not isinstance(model, Pose2d):
         raise HapError(f"the model is of the task {type(model).__name__}, not of 2D pose")
-    places: list[dict[str, Any]] = [{}]
-    if boxes is not None:
-        boxes = np.asarray(boxes, np.float32)
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or not (boxes[:, 2:] > 0).all():
-            raise HapError("boxes are an array (P, 4): x, y, width, height, of an area")
-        places = [{"box": box} for box in boxes]
-    if not places:
-        return np.empty((0, len(model.skeleton.joints), 3), np.float32)
-    samples = [_sample(model, image, place) for place in places]
+    return _predicted(model, image, _places(boxes))["keypoints"].cpu().numpy()
+
+
+@torch.no_grad()
+def predict_bodies(
+    model: Task, image: np.ndarray, boxes: Any = None, focal: float | None = None, keypoints: Any = None
+) -> dict[str, np.ndarray]:
+    """Bodies of the people in an image, float32: `pose` (P, 72), axis-angle vectors, `betas` (P, 10), `trans` (P, 3)
+    and `vertices` (P, V, 3), metres in the frame of the camera (x right, y down, z forward); `model.faces` (F, 3) are
+    those of the meshes.
+
+    Args:
+        model: of `load_model`; it can be moved to a GPU before.
+        image: (H, W, 3) uint8 RGB, of any size.
+        boxes: (P, 4), x, y, width, height in pixels. None: around the key points; without these the image is one
+            person.
+        focal: focal length in pixels. None: that of `load_model(..., "focal=F")`, if any; else how far away people
+            are is not metric.
+        keypoints: (P, 17, 3), COCO's joints as `predict_pose` gives them: x, y, score. Networks that are not given 2D
+            joints need none.
+    """
+    if not isinstance(model, Pose3d):
+        raise HapError(f"the model is of the task {type(model).__name__}, not of 3D pose")
+    focal = model.focal if focal is None else focal
+    if focal is not None and not 0 < focal < math.inf:
+        raise HapError(f"focal={focal}: pixels, above 0")
+    places = _places(boxes)
+    if keypoints is not None:
+        joints = np.asarray(keypoints, np.float32)
+        if joints.shape[1:] != (len(COCO), 3) or (boxes is not None and len(joints) != len(places)):
+            raise HapError(
+                "keypoints are an array (P, 17, 3): x, y, score of COCO's joints, P that of the boxes"
+            )
+        places = [{"kind": AROUND_JOINTS} for _ in joints] if boxes is None else places
+        places = [place | {"joints": own} for place, own in zip(places, to_body(joints, COCO), strict=True)]
+    elif model.model.needs_joints:
+        raise HapError("this network is given 2D joints: keypoints=, as hap.predict_pose gives them")
+    rows = _predicted(model, image, places)
+    _, trans = in_picture(rows, focal)
+    rotations = to_matrix(rows["pose"].unflatten(1, (-1, 3)))
+    vertices = model.body.neutral(rotations, rows["betas"], trans).vertices
+    found = {"pose": rows["pose"], "betas": rows["betas"], "trans": trans, "vertices": vertices}
+    return {name: values.cpu().numpy() for name, values in found.items()}
+
+
+def _places(boxes: Any) -> list[dict[str, Any]]:
+    """What a transform is told of each box; None is the whole image."""
+    if boxes is None:
+        return [{}]
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not (boxes[:, 2:] > 0).all():
+        raise HapError("boxes are an array (P, 4): x, y, width, height, of an area")
+    return [{"box": box} for box in boxes]
+
+
+def _predicted(model: Task, image: Any, places: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Rows of `Task.predictions`, one for each place, also of none."""
+    samples = [_sample(model, image, place) for place in places or [{}]]
     batch = {key: value.to(model.device) for key, value in default_collate(samples).items()}
-    return model.predictions(model(batch), batch)["keypoints"].cpu().numpy()
+    rows = model.predictions(model(batch), batch)
+    return {name: values[: len(places)] for name, values in rows.items()}
 
 
 def _input(model: Task, image: Any) -> torch.Tensor:

@@ -22,7 +22,8 @@ from hap.tasks.base import Task
 
 
 def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
-    """Each picture is one person; with `boxes=FILE` each of its boxes, with `boxes=detector` those that are found.
+    """Each picture is one person; with `boxes=FILE` each of its boxes, with `boxes=detector` those that are found, with
+    `keypoints=FILE` those whose joints are known.
 
     Raises:
         HapError: keys are missing, or what they name is not there or makes no sense.
@@ -38,6 +39,8 @@ def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
             given[part] = str(_recorded(int(camera[1]), run_dir, cfg.webcam_seconds))
     pictures = read_inputs(given, cfg.video_stride)
     if cfg.keypoints is not None:
+        if not task.takes_joints:
+            raise HapError("keypoints=FILE is for models of 3D pose; where people are is boxes=FILE")
         if cfg.boxes is not None:
             raise HapError("keypoints=FILE says where people are: leave boxes= out")
         return read_keypoints(user_path(cfg.keypoints), pictures)

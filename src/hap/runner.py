@@ -340,6 +340,7 @@ def load_whole(task: Task, path: Path, checkpoint: dict[str, Any]) -> None:
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise HapError(f"{path} does not fit this experiment and model:\n{error}") from error
+    task.check_checkpoint(path, checkpoint)
 
 
 @rank_zero_only

@@ -3,6 +3,7 @@
 Legend: V vertices, F faces; metres.
 """
 
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,6 +132,12 @@ class Bodies:
         body = self.neutral
         face = np.eye(len(body.v_template), dtype=np.float32)[list(body.face_vertices)]
         return np.concatenate([body.J_regressor, face, self.extra[[HEAD_TOP_ROW]]]).astype(np.float32)
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of what shape coefficients and poses are of: the neutral mesh at rest, and what moves it."""
+        arrays = (self.neutral.v_template, self.neutral.shapedirs)
+        return f"{zlib.crc32(b''.join(np.asarray(a, np.float32).tobytes() for a in arrays)):08x}"
 
     def root(self, gender: np.ndarray, betas: np.ndarray) -> np.ndarray:
         """Where the root is at rest, about which it turns: gender int (N,), betas (N, 10) -> (N, 3)."""

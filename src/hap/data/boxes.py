@@ -134,7 +134,9 @@ class Boxes(Sequence[BoxRecord]):
 
     def checksums(self) -> dict[str, str]:
         """What tells these boxes from others of the same pictures."""
-        return {"boxes": f"{zlib.crc32(np.array([box[1:5] for box in self.boxes]).tobytes()):08x}"}
+        boxes = np.array([box[1:5] for box in self.boxes]).tobytes()
+        joints = b"" if self.joints is None else self.joints.tobytes()
+        return {"boxes": f"{zlib.crc32(joints, zlib.crc32(boxes)):08x}"}
 
     def picture(self, source: Source) -> np.ndarray:
         """The whole picture. The last one is kept: boxes of one picture mostly follow each other."""
@@ -193,7 +195,7 @@ def find_boxes(
 def _rows(path: Path) -> list[Detection]:
     found, wrong = [], []
     for number, row in enumerate(read_table(path, ("image", *"xywh"), errors="surrogateescape").rows):
-        box = _box(number, [row.cells[column] for column in "xywh"], row.cells.get("score") or None)
+        box = parse_box(number, [row.cells[column] for column in "xywh"], row.cells.get("score") or None)
         if box is None or row.too_long or not row.cells["image"]:
             cells = [f"{name} {printable(row.cells.get(name, ''))!r}" for name in ("image", *"xywh", "score")]
             wrong.append(f"line {row.line}: {', '.join(cells)}")
@@ -213,7 +215,7 @@ def _detections(path: Path) -> list[Detection]:
     found, wrong = defaultdict(list), []
     for number, item in enumerate(content):
         image, bbox = item.get("image_id"), item.get("bbox")
-        box = _box(number, bbox, item.get("score")) if isinstance(bbox, list) else None
+        box = parse_box(number, bbox, item.get("score")) if isinstance(bbox, list) else None
         if box is None or not isinstance(image, str | int):
             wrong.append(f"detection {number}: {printable(json.dumps(item)[:100])}")
         else:
@@ -231,7 +233,7 @@ def _detections(path: Path) -> list[Detection]:
     return [detection for detections in found.values() for detection in detections]
 
 
-def _box(number: int, values: Sequence[Any], score: Any) -> Box | None:
+def parse_box(number: int, values: Sequence[Any], score: Any) -> Box | None:
     """None where they are no numbers, or not four."""
     numbers = [_number(value) for value in (*values, 1 if score is None else score)]
     if len(numbers) != 5 or None in numbers:

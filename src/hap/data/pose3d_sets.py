@@ -261,5 +261,8 @@ def read_pose3d_multi(
         raise HapError(f"data.reader.sets: {', '.join(unknown)}: there are {', '.join(readers)}")
     splits: dict[str, MixedBodies | BodyRecords] = {**read_3dpw(root / pw3d, bodies, gt_body=gt_body)}
     if sets:
-        splits["train"] = MixedBodies({name: readers[name](root) for name in sets})
+        try:
+            splits["train"] = MixedBodies({name: readers[name](root) for name in sets})
+        except HapError as error:
+            raise HapError(f"{error} (an evaluation needs none of these sets: data.reader.sets=[])") from None
     return splits

@@ -45,6 +45,7 @@ class Task(L.LightningModule):
     std: torch.Tensor
     inputs: tuple[str, ...] = ("input",)  # the folders of images that `hap predict` needs
     whole_pictures = False  # whether boxes of `hap predict` are regions of pictures, or images of their own
+    takes_joints = False  # whether `keypoints=FILE` of `hap predict` is for it
     any_micro_batch = False  # whether a step has the same gradient however it is cut into passes
     # Arguments of the model that the data knows: {argument: (the labels that it counts, the parameter as long)}.
     counts: Mapping[str, tuple[str, str]] = {}
@@ -224,6 +225,9 @@ class Task(L.LightningModule):
         checkpoint["grid"] = "{}x{}".format(
             *self.model.grid
         )  # of the position embedding, for who loads it elsewhere
+
+    def check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        """Raises HapError where its weights fit, but mean something else than they do here."""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts passes. On another number of devices, or with other micro-batches, a step has another

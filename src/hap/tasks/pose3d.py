@@ -1,6 +1,6 @@
 """3D pose and shape: the parameters of a body for a person in a picture, and how near its mesh is to the true one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,7 @@ class Pose3d(Task):
 
     no_decay = frozenset({"pos_embed", "decoder.position"})
     whole_pictures = True  # boxes are regions of a picture, not images of their own
+    takes_joints = True
     best_of, lowest_is_best = "PA-MPJPE", True
     metric: BodyMetric
 
@@ -239,6 +240,19 @@ class Pose3d(Task):
             raise HapError(
                 "this network is given the 2D joints of each person: keypoints=FILE, the poses.json that hap predict "
                 "writes with a model of 2D pose"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        bodies = self.body.bodies
+        checkpoint["body"] = {"name": bodies.name, "checksum": bodies.checksum}
+
+    def check_checkpoint(self, path: Path, checkpoint: Mapping[str, Any]) -> None:
+        before, bodies = checkpoint.get("body"), self.body.bodies
+        if before is not None and before["checksum"] != bodies.checksum:
+            raise HapError(
+                f"{path} was trained with the body {printable(before['name'])}, here it is {bodies.name}, of "
+                "other shapes: body=smpl body.folder=FOLDER, or body=drawn, as in training"
             )
 
     def protocol(self) -> dict[str, Any]:

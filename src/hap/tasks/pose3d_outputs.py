@@ -31,6 +31,12 @@ def full_camera(picture: Tensor, focal: float | None) -> Tensor:
     return torch.cat([length[:, None].expand(-1, 2), (picture - 1) / 2], dim=1)
 
 
+def in_picture(rows: dict[str, Tensor], focal: float | None) -> tuple[Tensor, Tensor]:
+    """The cameras of the pictures (N, 4), and where people are in them (N, 3); arguments as of `write_bodies`."""
+    camera = full_camera(rows["picture"], focal)
+    return camera, to_full(rows["translation"].float(), rows["center"], rows["side"], camera)
+
+
 def write_bodies(
     folder: Path,
     records: Sequence[Any],
@@ -54,8 +60,7 @@ def write_bodies(
         rows: what `Pose3d.predictions` says of them.
         pictures: all that were given, also those in which nobody is.
     """
-    camera = full_camera(rows["picture"], focal)
-    trans = to_full(rows["translation"].float(), rows["center"], rows["side"], camera)
+    camera, trans = in_picture(rows, focal)
     columns = {name: np.array(list(map(str, values))) for name, values in source_columns(records).items()}
     arrays = {
         "pose": rows["pose"].float().numpy(),
