@@ -58,7 +58,7 @@ def task_of(model: nn.Module | None, bodies: Bodies, **options) -> Pose3d:
     )
 
 
-def snapshot(state: dict, path: Path, prefix: str = "module.") -> Path:
+def snapshot(state: dict, path: Path, prefix: str = "module.", without: str = "nothing") -> Path:
     """As the official code saves an epoch, with the body model and the half of VPoser that nobody needs."""
     others = {
         "human_model_layer.th_betas": torch.zeros(1, 10),
@@ -68,7 +68,7 @@ def snapshot(state: dict, path: Path, prefix: str = "module.") -> Path:
     }
     norms = [name for name in state if name.endswith("running_var")]
     others |= {name.replace("running_var", "num_batches_tracked"): torch.tensor(3) for name in norms}
-    network = {prefix + name: value for name, value in (state | others).items()}
+    network = {prefix + name: value for name, value in (state | others).items() if without not in name}
     torch.save({"epoch": 10, "network": network, "optimizer": {"state": {}, "param_groups": []}}, path)
     return path
 

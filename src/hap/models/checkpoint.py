@@ -30,6 +30,8 @@ ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
 _OTHER_ENCODERS = ("norm_pre.", "rel_pos_bias.", "rope.", "layers.", "stages.")
 _FREE = ("mask_token", "decoder_", "head", "logit_scale", "logit_bias")
 HAP_GRID = (16, 8)
+# Of released files, by their source; these record none.
+OFFICIAL_GRIDS: dict[str, tuple[Grid, ...]] = {"hap": (HAP_GRID,), "vitpose": ((16, 12), (24, 18))}
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def load_weights(
         entry: of a file of several state dicts the one to take, such as `teacher`; dots lead into dicts of dicts.
         prefix: what the encoder's names begin with, such as `backbone.`; names without it are left out.
         grid: rows and columns of the file's position embeddings, (24, 8) or "24x8". By default what the file
-            records (its entry or metadata `grid`); else the model's, where the number of patches is the same;
-            else 16 x 8 (HAP's) for 128 patches; else a square.
+            records (its entry or metadata `grid`), or released files of its source have; else the model's, where the
+            number of patches is the same; else 16 x 8 (HAP's) for 128 patches; else a square.
         sha256: the file's checksum; another file is refused.
         partial: consent to an encoder of another kind: what only the file has is left out, what only the model has
             stays as it was.
@@ -278,10 +280,11 @@ def _recorded_grid(metadata: Mapping[str, str], state: State, found: str) -> Gri
     if "grid" in metadata:
         return _parse_grid(metadata["grid"], "its entry 'grid'")
     positions: Any = getattr(state.get("pos_embed"), "shape", ())
-    official = (
-        found.startswith("source hap") and len(positions) == 3 and positions[1] == 1 + math.prod(HAP_GRID)
-    )
-    return HAP_GRID if official else None
+    for source, grids in OFFICIAL_GRIDS.items():
+        for grid in grids:
+            if found.startswith(f"source {source},") and tuple(positions[1:2]) == (1 + math.prod(grid),):
+                return grid
+    return None
 
 
 def _parse_grid(grid: str | Sequence[int] | None, what: str) -> Grid | None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hap.body.rotations import from_6d
 from hap.errors import HapError
+from hap.models.checkpoint import dense
 from hap.models.pose import PaddedViT
 from hap.models.pose3d import BodyOutput, SixD, VPoser, vposer_state
 from hap.models.weight_state import State
@@ -230,7 +231,7 @@ def _from_official(state: State) -> State:
         for place, part in (("0.weight", "weight"), ("0.bias", "bias"), *_norm_parts()):
             values = [ours.pop(f"{name}.fcbn_list.{j}.{place}", None) for j in range(NUM_GRAPH)]
             if all(value is not None for value in values):
-                stacked = torch.stack([_read(value) for value in values])
+                stacked = _stacked(f"{name}.fcbn_list", values)
                 if part.startswith("norm."):  # a counter of batches is the same for all
                     stacked = stacked.flatten() if stacked.ndim > 1 else stacked[0]
                 ours[f"{layer}.{part}"] = stacked
@@ -253,5 +254,8 @@ def _official_blocks() -> dict[str, str]:
     }
 
 
-def _read(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else value.read()
+def _stacked(name: str, values: list[Any]) -> Tensor:
+    tensors = [dense(name, value, torch.empty(0, dtype=torch.long)) for value in values]  # of any type
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise HapError(f"{name} has layers of several sizes")
+    return torch.stack(tensors)

@@ -4,6 +4,7 @@ Legend: N people.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,17 @@ from torch.nn import functional as F
 
 from hap.body.rotations import Layout, from_6d, to_axis_angle
 from hap.errors import HapError
-from hap.models.weight_file import StoredTensor, read_weight_file
+from hap.models.checkpoint import dense
+from hap.models.weight_file import read_weight_file
+from hap.models.weight_state import State
 
 log = logging.getLogger(__name__)
 
 NUM_BODY = 21  # rotations of the body: all 24 but the root's and the two hands'
 IDENTITY_6D = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)  # in interleaved columns
-PLAUSIBLE = 1.0  # radians; joints of people who stand are turned less in the mean
+# Of people who stand, radians: how far joints are turned in the mean at most, and how far arms are raised by collars
+# and shoulders of both sides together; in the rest pose they are level.
+PLAUSIBLE, RAISED = 1.0, 1.0
 
 
 class BodyOutput(NamedTuple):
@@ -84,7 +89,19 @@ class VPoser(nn.Module):
             for parameter in layer.parameters():
                 nn.init.constant_(parameter, torch.nan).requires_grad_(False)
         if self.path.is_file():
-            self.load_state_dict(_read_vposer(self.path), strict=False)
+            self._read()
+
+    @torch.no_grad()
+    def _read(self) -> None:
+        entries = read_weight_file(self.path).entries
+        try:
+            for name, value in vposer_state(entries.get("state_dict", entries)).items():
+                wanted = self.get_parameter(name)
+                if (shape := tuple(getattr(value, "shape", ()))) != wanted.shape:
+                    raise HapError(f"its {name} is {shape}, not {tuple(wanted.shape)} as of VPoser v1")
+                wanted.copy_(dense(name, value, wanted))
+        except HapError as error:
+            raise HapError(f"{self.path}: {error}") from None
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, width) -> (N, 21, 3, 3)."""
@@ -106,32 +123,19 @@ class VPoser(nn.Module):
             )
 
 
-def vposer_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def vposer_state(state: State) -> State:
     """The decoder's layers of a state dict of VPoser v1, in our names.
 
     Raises:
         HapError: it is of VPoser v2, whose latent numbers mean something else, or of something else.
     """
-    layers = {
-        name[name.index("bodyprior_dec_") + len("bodyprior_") :]: value
-        for name, value in state.items()
-        if "bodyprior_dec_" in name
-    }
     if any(".decoder_net." in f".{name}" for name in state):
         raise HapError("it is of VPoser v2 (V02_05); the network was made for v1 (vposer_v1_0)")
-    if len(layers) != 6:
-        raise HapError("it has no three layers bodyprior_dec_fc1, _fc2, _out of VPoser v1")
-    return layers
-
-
-def _read_vposer(path: Path) -> dict[str, Tensor]:
-    entries = read_weight_file(path).entries
-    entries = entries.get("state_dict", entries)
-    try:
-        layers = vposer_state({str(name): value for name, value in entries.items()})
-    except HapError as error:
-        raise HapError(f"{path}: {error}") from None
-    return {name: v.read() if isinstance(v, StoredTensor) else v for name, v in layers.items()}
+    found = {re.sub(r"^.*bodyprior_(?=dec_)", "", name): value for name, value in state.items()}
+    layers = [f"dec_{layer}.{kind}" for layer in ("fc1", "fc2", "out") for kind in ("weight", "bias")]
+    if lacking := [name for name in layers if name not in found]:
+        raise HapError(f"it has no bodyprior_{lacking[0]} of VPoser v1")
+    return {name: found[name] for name in layers}
 
 
 def read_mean_parameters(path: str, layout: Layout) -> dict[str, Tensor]:
@@ -156,11 +160,13 @@ def read_mean_parameters(path: str, layout: Layout) -> dict[str, Tensor]:
         raise HapError(f"{path}: pose, shape and cam have {[len(v) for v in values.values()]} numbers")
     matrices = from_6d(values["pose"].unflatten(0, (24, 6)), layout)
     whole = (matrices @ matrices.mT - torch.eye(3)).abs().amax() < 1e-3
-    turned = to_axis_angle(matrices[1:]).norm(dim=-1).mean()
-    if not (whole and turned < PLAUSIBLE):
+    vectors = to_axis_angle(matrices)
+    turned = vectors[1:].norm(dim=-1).mean()
+    raised = (vectors[[13, 16], 2] - vectors[[14, 17], 2]).sum()  # of the inverse, arms that hung are up
+    if not (whole and turned < PLAUSIBLE and raised < RAISED):
         raise HapError(
-            f"{path}: read as {layout}, joints are turned by {turned:.1f} rad in the mean, as nobody stands; another "
-            "task.model.mean_layout: columns_interleaved (SPIN), columns, rows"
+            f"{path}: read as {layout}, joints are turned by {turned:.1f} rad in the mean and arms raised by "
+            f"{raised:.1f}, as nobody stands; another task.model.mean_layout: columns_interleaved (SPIN), columns, rows"
         )
     log.info("%s: mean pose read as %s, joints turned by %.2f rad in the mean", path, layout, turned)
     values["pose"] = matrices[..., :2].flatten()

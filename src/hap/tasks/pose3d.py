@@ -206,8 +206,7 @@ class Pose3d(Task):
         if isinstance(decoder, VPoser):
             decoder.check()
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
+    def on_fit_start(self) -> None:  # before the first pictures
         self._check_ready()
         records: Any = self.trainer.datamodule.records("train")  # type: ignore[attr-defined]
         parts = records.parts if isinstance(records, MixedBodies) else {records.kind.name: records}
