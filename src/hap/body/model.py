@@ -67,9 +67,8 @@ class BodyModel(nn.Module):
             rest = self.rest + (betas @ self.rest_moves.T).unflatten(1, (-1, 3))  # (N, J, 3)
             turned, joints = self._chain(rotations, rest)
             shift = joints - (turned @ rest[..., None]).squeeze(-1)
-            transforms = torch.cat([turned, shift[..., None]], dim=3)  # (N, J, 3, 4)
-            blended = (transforms.flatten(2).mT @ self.weights).unflatten(1, (3, 4))  # (N, 3, 4, V)
-            vertices = (blended[:, :, :3] * points[:, None]).sum(2) + blended[:, :, 3]
+            blended = (turned.flatten(2).mT @ self.weights).unflatten(1, (3, 3))  # (N, 3, 3, V)
+            vertices = (blended * points[:, None]).sum(2) + shift.mT @ self.weights
             if trans is not None:
                 vertices, joints = vertices + trans.float()[..., None], joints + trans.float()[:, None]
             return Mesh(vertices.mT, joints)
