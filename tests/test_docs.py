@@ -44,8 +44,9 @@ def test_command_composes(line, tmp_path):
             re.sub(r"^([\w.]+=[^\[,]+),.*", r"\1", argument) for argument in arguments if argument != "-m"
         ]
     if program in ("eval", "predict"):
+        words = {"reader.sets=": "pose3d_hmr2", "luperson": "pretrain_hap", "input=": "pretrain_hap"}
         file = described(
-            tmp_path, "pretrain_hap" if "luperson" in rest or "input=" in rest else "reid_market1501"
+            tmp_path, next((name for word, name in words.items() if word in rest), "reid_market1501")
         )
         arguments = [f"ckpt_path={file}" if a.startswith("ckpt_path=") else a for a in arguments]
         arguments = add_experiment(arguments)
