@@ -86,7 +86,7 @@ class Pose3dTrain:
         valid = joints[:, 2] > 0
         inside = ((units[:, :2] >= 0) & (units[:, :2] < UNITS)).all(1)
         if kind.has_3d:
-            inside &= np.abs(joints3d[:, 2]) < 1
+            inside &= (joints3d[:, 2] >= -1) & (joints3d[:, 2] < 1)
         said = units[:, :2]
         if self.joint_errors:
             near = np.concatenate([apply_affine(to_units, near[..., :2]), near[..., 2:]], axis=-1)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hap.body.camera import project
 from hap.body.joints import H36M, places
@@ -43,18 +44,19 @@ def body_targets(
     pose = batch["pose"].unflatten(1, (24, 3))
     rotations = to_matrix(pose)
     vertices = body(rotations, batch["betas"], batch["trans"], batch["gender"].long())
-    joints = body.joints30 @ vertices
-    joints = joints + _mirrored_place(joints[:, 0], batch)[:, None]
+    joints, camera = _mirrored(body.joints30 @ vertices, batch)
     root = joints[:, :1]
     relative = joints - root
 
     absolute = batch["absolute_fit"] > 0
     official = (absolute & (mpii_fit == "official"))[:, None, None]
-    fit_cam = torch.where(official, joints, relative @ turn.mT)
+    # There the camera is the picture's own, and a mirrored body is moved until its root is at the mirrored pixel.
+    moved = (camera - batch["camera"])[:, None, 2:] / camera[:, None, :2] * root[..., 2:]
+    fit_cam = torch.where(official, joints + F.pad(moved, (0, 1)), relative @ turn.mT)
     turned = to_axis_angle(turn @ rotations[:, 0])[:, None]
     pose = torch.cat([torch.where(official, pose[:, :1], turned), pose[:, 1:]], dim=1).flatten(1)
 
-    xy = project(joints, batch["camera"][:, None]).nan_to_num(0, 0, 0)  # without a fit they lie in the camera
+    xy = project(joints, camera[:, None]).nan_to_num(0, 0, 0)  # without a fit they lie in the camera
     xy = xy @ batch["to_units"][:, :, :2].mT + batch["to_units"][:, None, :, 2]
     fit_img = torch.cat([xy, (relative[..., 2:] + 1) * (UNITS / 2)], dim=2)
     fit_trunc = ((fit_img >= 0) & (fit_img < UNITS)).all(2).float()
@@ -88,12 +90,13 @@ def body_targets(
     )
 
 
-def _mirrored_place(root: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """By how much (N, 3) a body of the mirror image is moved, so that its root (N, 3) is where the picture's is in the
-    mirror."""
-    fx, _, cx, _ = batch["camera"].unbind(1)
-    x = 2 * (((batch["width"] - 1) / 2 - cx) / fx * root[:, 2] - root[:, 0])
-    return torch.stack([x * batch["flip"], torch.zeros_like(x), torch.zeros_like(x)], dim=1)
+def _mirrored(joints: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Where pictures are mirrored: joints (N, 30, 3), whose pose is mirrored about the root, in their place; and the
+    mirrored camera (N, 4), which sees each of them at the mirrored pixel."""
+    flip, (fx, fy, cx, cy) = batch["flip"], batch["camera"].unbind(1)
+    x = joints[..., :1] - 2 * joints[:, :1, :1] * flip[:, None, None]
+    cx = cx + (batch["width"] - 1 - 2 * cx) * flip
+    return torch.cat([x, joints[..., 1:]], dim=2), torch.stack([fx, fy, cx, cy], dim=1)
 
 
 def _misfit(fit: Tensor, joints3d: Tensor, checked: Tensor) -> Tensor:
