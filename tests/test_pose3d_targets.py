@@ -19,8 +19,12 @@ from hap.data.pose3d_own import read_bodies3d
 from hap.data.pose3d_sets import read_h36m, read_muco
 from hap.data.pose3d_transforms import Pose3dEval, Pose3dTrain
 from hap.losses import BodyPrediction, BodyTargets, CrowdNetLoss, Hmr2Loss
+from hap.models.crowdnet import CrowdNet
+from hap.models.pose3d import BodyOutput
+from hap.optim import StepRecipe
 from hap.synthetic.body import rotation_matrices
 from hap.synthetic.smpl import drawn_bodies
+from hap.tasks.pose3d import Pose3d
 from hap.tasks.pose3d_targets import body_targets
 
 BODIES = drawn_bodies()
@@ -335,6 +339,44 @@ def test_people_without_a_fit_cost_what_their_joints_do(loss):
     assert not numbers[0].grad.any()
     assert not numbers[1].grad.any()
     assert numbers[3].grad.any()
+
+
+@pytest.mark.parametrize(("norm", "white"), [("none", (1, 1, 1)), ("imagenet", (2.2489083, 2.4285714, 2.64))])
+def test_levels_of_the_pixels(norm, white):
+    """That the network is given: from 0 to 1 as in the official code, or as in pre-training."""
+    seen = []
+    model = torch.nn.Identity()
+    model.forward = lambda images, joints, mask: seen.append(images)
+    task = Pose3d(
+        model, StepRecipe(epochs=1, lr=1.0), None, loss=CrowdNetLoss(), bodies=BODIES, input_norm=norm
+    )
+    task(
+        {"image": torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), "input_joints": None, "input_mask": None}
+    )
+    torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor(white, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_losses_are_float32_under_autocast(seed):
+    """Meshes, joints, projections and targets: 24 m away half precision would move joints by centimetres."""
+    torch.manual_seed(seed)
+    model = CrowdNet(
+        img_size=(256, 256), patch_size=16, embed_dim=16, depth=1, num_heads=2, feature_dim=8, graph_dim=4
+    )
+    task = Pose3d(model, StepRecipe(epochs=1, lr=1.0), None, loss=CrowdNetLoss(), bodies=BODIES)
+    batch = default_collate([sample(person(kind, seed), DRAWS[3]) for kind in KINDS])
+    outputs = BodyOutput(
+        to_matrix(torch.randn(5, 24, 3)),
+        torch.randn(5, 10),
+        torch.randn(5, 3) + 24 * torch.eye(3)[2],
+        torch.rand(5, 15, 3),
+    )
+    plain = task.losses(outputs, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(
+            torch.stack(list(task.losses(outputs, batch).values())), torch.stack(list(plain.values()))
+        )
+    assert not task.eval().losses(outputs, batch)
 
 
 # The transform ----------------------------------------------------------------------------------------------
