@@ -2,11 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from hap.body.camera import project, to_crop, to_full
+from hap.body.crops import crop_box, joints_box
+
+BOXES = (  # box, picture, square
+    ((100, 50, 200, 400), (1920, 1080), (-49.875, 0.125, 498.75)),
+    ((-30, 20, 100, 50), (640, 480), (-12.375, -17.375, 123.75)),  # moved into the picture, not cut
+    ((600, 400, 100, 200), (640, 480), (570.125, 390.125, 98.75)),
+    ((10, 10, 1, 50), (640, 480), (-20.625, 3.875, 61.25)),
+    ((10, 10, 0, 50), (640, 480), None),
+    ((700, 10, 20, 50), (640, 480), None),
+)
 
 CROP = torch.tensor([[5000.0, 5000, 128, 128]], dtype=torch.float64)
 
@@ -106,3 +117,22 @@ def test_gradients_reach_the_crop():
     camera = torch.tensor([[800.0, 900, 320, 240]], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda t: to_full(t, center, side, camera), crop)
     assert math.isfinite(to_crop(crop, center, side, camera).sum().item())
+
+
+def test_squares_around_boxes():
+    """As the official code makes them, those that it rejects included; all at once."""
+    boxes, sizes, squares = zip(*BOXES, strict=True)
+    expected = np.array([[np.nan] * 4 if square is None else [*square, square[2]] for square in squares])
+    np.testing.assert_array_equal(crop_box(np.array(boxes), np.array(sizes)), expected)
+    kept = crop_box(np.array(boxes), np.array(sizes), reject=False)
+    np.testing.assert_array_equal(kept[:4], expected[:4])
+    assert np.isfinite(kept).all()
+
+
+def test_boxes_around_joints_that_are_there():
+    joints = np.array([[100, 200, 1], [250, 100, 0], [300, 600, 1]])
+    boxes = joints_box(np.stack([joints, joints * [1, 1, 0]]))
+    np.testing.assert_allclose(boxes[0], (80, 160, 240, 480))
+    assert np.isnan(boxes[1]).all()
+    square = crop_box(boxes[0], np.array([1920, 1080]), reject=False)
+    np.testing.assert_allclose(square, (-99.875, 100.125, 598.75, 598.75))

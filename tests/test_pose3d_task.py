@@ -176,6 +176,13 @@ def test_truth_of_neutral_bodies_is_another_number_and_says_so(sets, trained, tm
     assert "neutral" in said["data"]
 
 
+def test_a_short_run_is_told_where_its_learning_rate_would_fall(drawn, tmp_path, caplog):
+    root = drawn("bodies3d", 24)
+    options = (*OWN, "epochs=21", "task.recipe.milestones=[40]", "dry_run=true")
+    train(root, tmp_path / "run", *options)
+    assert "at epochs [40], after the last of 21: task.recipe.milestones=[20]" in caplog.text
+
+
 def test_people_of_one_s_own(drawn, tmp_path):
     """The loss falls, and the epoch of the lowest error is kept."""
     root = drawn("bodies3d", 24)

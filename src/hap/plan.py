@@ -135,10 +135,11 @@ def _warn(cfg: DictConfig, trainer: L.Trainer, task: Task, peak: float) -> None:
             *(warmup, cfg.epochs, peak * cfg.epochs / warmup, peak, cfg.epochs / 10),
             " task.recipe.warmup_steps=null" if "warmup_steps" in cfg.task.recipe else "",
         )
-    if late := [e for e in getattr(task.recipe, "milestones", ()) if e >= cfg.epochs]:
+    milestones = getattr(task.recipe, "milestones", ())
+    if late := [e for e in milestones if e >= cfg.epochs]:
         rank_zero_only(log.warning)(
             "the learning rate is to fall at epochs %s, after the last of %d: task.recipe.milestones=%s",
-            *(late, cfg.epochs, [cfg.epochs * 17 // 21, cfg.epochs * 20 // 21]),
+            *(late, cfg.epochs, [cfg.epochs * 20 * e // (21 * max(milestones)) for e in milestones]),
         )
     every = trainer.check_val_every_n_epoch
     if every is not None and every > cfg.epochs and trainer.limit_val_batches:
