@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hap.body.arrays import NUM_BETAS
+from hap.body.crops import crop_box
 from hap.body.joints import COCO, places
 from hap.data.files import first_lines, read_json
 from hap.data.pose3d import BodyRecords, Kind
@@ -180,9 +181,7 @@ def fits(found: Sequence[Any], file: Path, names: Sequence[str]) -> dict[str, An
 def has_crop(box: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Whether boxes x, y, w, h (N, 4) can be cropped from pictures of width and height (N, 2): bool (N,). Those that
     cannot are not trained on; of area 0, or right or below of the picture."""
-    low = np.maximum(0, box[:, :2])
-    high = np.minimum(sizes - 1, low + np.maximum(0, box[:, 2:] - 1))
-    return (box[:, 2] * box[:, 3] > 0) & (high >= low).all(1)
+    return np.isfinite(crop_box(box, sizes)).all(1)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
