@@ -212,6 +212,16 @@ class CrowdNet(PaddedViT):
         return state, notes
 
 
+# Names of the official code that are others here.
+RENAMED = {
+    r"^pose2feat\.conv\.": "pose2feat.",
+    r"^vit_conv_layer\.": "adapter.",
+    r"^position_net\.conv\.0\.": "position_net.",
+    r"^rotation_net\.pose_out\.0\.": "pose_decoder.latent.",
+    r"^(rotation_net\.\w+_out)\.0\.": r"\1.",
+}
+
+
 def _from_official(state: State) -> State:
     """Names of the official code -> ours; the layers of the 15 joints become one. The body model and the encoder of
     VPoser are left out."""
@@ -219,14 +229,9 @@ def _from_official(state: State) -> State:
     for name, value in state.items():
         if name.startswith(("human_model_layer.", "vposer.")):
             continue
-        name = re.sub(r"^(pose2feat)\.conv\.", r"\1.", name)
-        name = re.sub(r"^(position_net)\.conv\.0\.", r"\1.", name)
-        name = re.sub(r"^(rotation_net\.\w+_out)\.0\.", r"\1.", name)
-        ours[
-            name.replace("vit_conv_layer.", "adapter.").replace(
-                "rotation_net.pose_out.", "pose_decoder.latent."
-            )
-        ] = value
+        for pattern, named in RENAMED.items():
+            name = re.sub(pattern, named, name)
+        ours[name] = value
     for name, layer in _official_blocks().items():
         for place, part in (("0.weight", "weight"), ("0.bias", "bias"), *_norm_parts()):
             values = [ours.pop(f"{name}.fcbn_list.{j}.{place}", None) for j in range(NUM_GRAPH)]

@@ -1,5 +1,6 @@
 """3D pose and shape: the parameters of a body for a person in a picture, and how near its mesh is to the true one."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -21,12 +23,14 @@ from hap.data.pose3d import BodyRecords, MixedBodies
 from hap.errors import HapError, printable
 from hap.losses import BodyPrediction
 from hap.metrics.pose3d import BodyMetric
-from hap.models.pose3d import BodyOutput, VPoser
+from hap.models.pose3d import BodyOutput, SixD, VPoser
 from hap.plots import Tile, draw_pose, mosaic, tile_rows
 from hap.pose.skeletons import Skeleton
 from hap.tasks.base import Task, write_rows
 from hap.tasks.pose3d_outputs import write_bodies
 from hap.tasks.pose3d_targets import LargeBetas, MpiiFit, body_targets
+
+log = logging.getLogger(__name__)
 
 NUM_PEOPLE = 12  # of the best and of the worst, in a picture
 TILE, FRAME = 192, (150, 150, 150)
@@ -208,6 +212,10 @@ class Pose3d(Task):
 
     def on_fit_start(self) -> None:  # before the first pictures
         self._check_ready()
+        if isinstance(getattr(self.model, "pose_decoder", None), SixD):
+            rank_zero_only(log.info)(
+                "six numbers say the turn of each joint; as published: task.model.vposer=FILE"
+            )
         records: Any = self.trainer.datamodule.records("train")  # type: ignore[attr-defined]
         parts = records.parts if isinstance(records, MixedBodies) else {records.kind.name: records}
         if self.model.needs_joints and (
