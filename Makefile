@@ -27,7 +27,7 @@ demo-attribute: $(READY)  ## attributes of drawn people, from the shipped weight
 demo-pose2d: $(READY)  ## joints of drawn people, from the shipped weights and from nothing (CPU, minutes)
 	$(BIN)/python scripts/demo_pose2d.py
 
-demo-pose3d: $(READY)  ## bodies of drawn people, from the shipped weights and from nothing (CPU, minutes)
+demo-pose3d: $(READY)  ## bodies of drawn people by the features of the shipped weights, and of none (CPU, minutes)
 	$(BIN)/python scripts/demo_pose3d.py
 
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others

@@ -1,7 +1,7 @@
 """What the demonstrations share: quiet runs of the programs with one seed, side by side, and a table at the end.
 
-Every demonstration names the start that it uses, next to the same training from nothing, on the same people and
-budget. Another seed draws other people."""
+Every demonstration names the start that it uses, next to the same from nothing, on the same people and budget. Another
+seed draws other people."""
 
 import argparse
 import logging

@@ -139,15 +139,18 @@ class Hmr2(PaddedViT):
             images: (N, 3, H, H), normalised, square.
             joints, mask: not looked at.
         """
-        width = self.patch_embed.img_size[1]
-        left = (images.shape[3] - width) // 2
-        x = self.last_norm(self.run(self.embed(images[..., left : left + width])))
-        pose, betas, camera = self.decoder(x)
+        pose, betas, camera = self.decoder(self.tokens(images))
         rotations = from_6d((self.mean_pose + pose).unflatten(1, (24, 6)), "columns_interleaved")
         scale, x_shift, y_shift = (self.mean_camera + camera).unbind(1)
         depth = 2 * FOCAL / (PIXELS * scale + 1e-9)
         translation = torch.stack([x_shift, y_shift, depth], dim=1)
         return BodyOutput(rotations, self.mean_betas + betas, translation)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(N, L, D) of the middle columns of square images (N, 3, H, H), after the norm."""
+        width = self.patch_embed.img_size[1]
+        left = (images.shape[3] - width) // 2
+        return self.last_norm(self.run(self.embed(images[..., left : left + width])))
 
     def adapted(self, state: State, partial: bool) -> tuple[State, list[str]]:
         """Of an encoder, or of a 2D-pose model."""

@@ -65,20 +65,21 @@ class Seen:
 
 
 def draw_picture(
-    seed: int, number: int, longer: int = 320, crowds: bool = True
+    seed: int, number: int, longer: int = 320, crowds: bool = True, most: int = MOST_PEOPLE
 ) -> tuple[np.ndarray, list[Seen], int]:
     """Picture `number` of the world `seed`, and who is in it, the crowd last; and the JPEG quality of its camera.
 
     Args:
         longer: side of the picture in pixels; the other is three quarters of it.
         crowds: whether some pictures have one.
+        most: people in a picture, the crowd apart.
 
     Returns:
         image uint8 RGB [H, W, 3], people, quality.
     """
     rng = np.random.default_rng([seed, 43, number])
     view = camera(seed, number % 64)
-    people = _people(view, rng)
+    people = _people(view, rng, most)
     crowd = _crowd(view, rng) if rng.random() < CROWD_SHARE and crowds else []
     size = (longer, 3 * longer // 4) if rng.random() < 0.65 else (3 * longer // 4, longer)
     region = _region(box_around(view.project(people[0].drawn)[0]), size, rng)
@@ -112,9 +113,9 @@ def draw_figures(
     return look(canvas.image, size, view, rng), found
 
 
-def _people(view: Camera, rng: np.random.Generator) -> list[Figure]:
+def _people(view: Camera, rng: np.random.Generator, most: int) -> list[Figure]:
     """One to five; the others stand around the first, sometimes before or behind somebody."""
-    count = pick(rng, range(1, MOST_PEOPLE + 1), (0.3, 0.3, 0.2, 0.12, 0.08))
+    count = min(pick(rng, range(1, MOST_PEOPLE + 1), (0.3, 0.3, 0.2, 0.12, 0.08)), most)
     distance = rng.uniform(*view.distance)
     across = rng.uniform(-0.2, 0.2) * distance * FRAME[1] / view.intrinsics[0, 0]
     figures = []

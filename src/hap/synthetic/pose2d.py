@@ -21,13 +21,13 @@ MPII_POINTS = (16, 14, 12, 11, 13, 15, PELVIS, THORAX, UPPER_NECK, HEAD_TOP, 10,
 AIC_POINTS = (6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, HEAD_TOP, NECK)
 MPII_NAMES = "rank rkne rhip lhip lkne lank pelv thor neck head rwri relb rsho lsho lelb lwri"
 
-# Pictures are numbered from 0; a job is (file, seed, number, longer side, with crowds).
-_Job = tuple[Path, int, int, int, bool]
+# Pictures are numbered from 0; a job is (file, seed, number, arguments of `draw_picture`).
+_Job = tuple[Path, int, int, dict[str, Any]]
 
 
 def _draw(job: _Job) -> list[Seen]:
-    path, seed, number, longer, crowds = job
-    image, people, quality = draw_picture(seed, number, longer, crowds)
+    path, seed, number, options = job
+    image, people, quality = draw_picture(seed, number, **options)
     save_image(path, image, quality)
     return people
 
@@ -38,13 +38,14 @@ def draw_pictures(
     seed: int,
     run: Run,
     longer: int,
-    crowds: bool = True,
+    **options: Any,
 ) -> dict[str, list[list[Seen]]]:
-    """Draws the pictures of each split; who is in each."""
+    """Draws the pictures of each split, with arguments of `draw_picture`; who is in each."""
     jobs: list[_Job] = []
+    options["longer"] = longer
     for split, files in names.items():
         folders[split].mkdir(parents=True, exist_ok=True)
-        jobs += [(folders[split] / file, seed, len(jobs) + i, longer, crowds) for i, file in enumerate(files)]
+        jobs += [(folders[split] / file, seed, len(jobs) + i, options) for i, file in enumerate(files)]
     drawn = iter(run(_draw, jobs))
     return {split: [next(drawn) for _ in files] for split, files in names.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hap.body.arrays import GENDERS
 from hap.body.joints import H36M, MUCO, SMPL30
-from hap.synthetic.pictures import Seen
+from hap.synthetic.pictures import MOST_PEOPLE, Seen
 from hap.synthetic.pose2d import MPII_POINTS, coco_person, draw_pictures, keypoints_of, size_of, split_numbers
 from hap.synthetic.pose3d_video import h36m, pw3d
 from hap.synthetic.smpl import drawn_bodies, gendered
@@ -140,12 +140,15 @@ def _neural_annot(people: Mapping[int, tuple[int, Seen]]) -> dict[str, Any]:
     return fits
 
 
-def bodies3d(out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320) -> None:
-    """People of one's own: `images`, and rows of `annotations/{train,val}.npz`. `longer`: side of the pictures."""
+def bodies3d(
+    out: Path, num_images: int, seed: int, run: Run, *, longer: int = 320, most: int = MOST_PEOPLE
+) -> None:
+    """People of one's own: `images`, and rows of `annotations/{train,val}.npz`. `longer`: side of the pictures;
+    `most`: people in one."""
     names = {split: [f"{n:06d}.jpg" for n in of] for split, of in split_numbers(num_images).items()}
     folders = dict.fromkeys(names, out / "images")
     (out / "annotations").mkdir()
-    for split, pictures in draw_pictures(names, folders, seed, run, longer, crowds=False).items():
+    for split, pictures in draw_pictures(names, folders, seed, run, longer, crowds=False, most=most).items():
         found = [
             (name, person) for name, people in zip(names[split], pictures, strict=True) for person in people
         ]
