@@ -289,7 +289,8 @@ def test_learning_rate_of_every_step():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optimizer": "sgd"}, "adamw or adam"),
+        ({"optimizer": "lamb"}, "adamw, adam or sgd"),
+        ({"optimizer": "sgd"}, "0 with optimizer=sgd"),
         ({"optimizer": "adam", "weight_decay": 0.1}, "0 with optimizer=adam"),
         ({"warmup_steps": 5, "warmup_epochs": 1}, "either warmup_steps or warmup_epochs"),
     ],
