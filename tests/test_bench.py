@@ -244,7 +244,6 @@ def test_pose3d_writes_its_record(tmp_path):
 
 def test_two_body_layers_give_the_same():
     """At SMPL's size; compared within, to 0.1 mm."""
-    pytest.importorskip("smplfitter.pt")
     body = pose3d.made_up_bodies(6890, 0).neutral
     for row in pose3d.body_layer(body, 2, CPU, repeats=1, seed=0):
         assert row["ratio"] == pytest.approx(row["meshes_per_s"] / row["smplfitter_meshes_per_s"])

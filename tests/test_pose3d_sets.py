@@ -10,7 +10,7 @@ import torch
 from hap.body import joints as sets
 from hap.body.model import BodyModel
 from hap.body.rotations import to_matrix
-from hap.data.pose3d import MixedBodies
+from hap.data.people import PeopleInARow
 from hap.data.pose3d_files import has_crop, neighbours, overlap, to_coco
 from hap.data.pose3d_fits import read_coco3d, read_mpii3d
 from hap.data.pose3d_sets import read_h36m, read_muco, read_pose3d_multi
@@ -533,7 +533,7 @@ def test_all_together(tmp_path):
     assert len(splits["test"]) == 1
     assert splits["test"].gender.tolist() == [1]
     train = splits["train"]
-    assert isinstance(train, MixedBodies)
+    assert isinstance(train, PeopleInARow)
     assert {name: len(part) for name, part in train.parts.items()} == {
         "h36m": 30,
         "muco": 3,

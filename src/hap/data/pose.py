@@ -1,25 +1,20 @@
-"""2D pose data: people in pictures, each with a region to crop and, where they are labelled, joints.
-
-A split is one object of columns, not a list of 150,000 people. It is a sequence of records like any other.
-"""
+"""2D pose data: people in pictures, each with a region to crop and, where they are labelled, joints."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from hap.data.decoding import Encoded
-from hap.data.files import read_file
-from hap.errors import BadSample
+from hap.data.people import People, PeopleInARow, PersonRecord
 from hap.pose.skeletons import Skeleton, of_names
 from hap.pose.truth import Truth, arranged
 
 
 @dataclass(frozen=True, eq=False)
-class PoseRecords(Sequence["PoseRecord"]):
+class PoseRecords(People):
     """The people N of one split.
 
     Attributes:
@@ -54,24 +49,8 @@ class PoseRecords(Sequence["PoseRecord"]):
     source: int = 0
     protocol: str = field(default="", compare=False)
 
-    def __len__(self) -> int:
-        return len(self.image)
-
     def __getitem__(self, index: int) -> "PoseRecord":  # type: ignore[override]
         return PoseRecord(self, range(len(self))[index])
-
-    @property
-    def names(self) -> Iterator[str]:
-        """Of the records, without making them."""
-        return (
-            f"{self.files[image]}, person {person}"
-            for image, person in zip(self.image, self.ids, strict=True)
-        )
-
-    @property
-    def num_images(self) -> int:
-        """Pictures that have people."""
-        return len(np.unique(self.image))
 
     def checksums(self) -> dict[str, Any]:
         """What tells these people from others of the same names."""
@@ -96,45 +75,12 @@ class PoseRecords(Sequence["PoseRecord"]):
         return replace(self, joints=self.joints[:, index], skeleton=skeleton, truth=truth)
 
 
-@dataclass(frozen=True, slots=True)
-class PoseRecord(Encoded):
+class PoseRecord(PersonRecord):
     """One person in a picture."""
 
-    people: PoseRecords = field(repr=False)
-    row: int
+    __slots__ = ()
 
     upright: ClassVar[bool] = True  # as the official code reads pictures, and annotators saw them
-
-    @property
-    def file(self) -> str:
-        return self.people.files[self.people.image[self.row]]
-
-    @property
-    def path(self) -> Path:
-        return self.people.root / self.file
-
-    @property
-    def name(self) -> str:
-        return f"{self.file}, person {self.people.ids[self.row]}"
-
-    def encoded(self) -> bytes:
-        return read_file(self.path)
-
-    def pixels(self) -> np.ndarray:
-        """The whole picture (H, W, 3). Raises BadSample where it has another size than its annotation says: then
-        boxes and joints would lie elsewhere."""
-        image = Encoded.pixels(self)
-        size, said = (
-            (image.shape[1], image.shape[0]),
-            tuple(self.people.sizes[self.people.image[self.row]].tolist()),
-        )
-        if said == (0, 0) or size == said:
-            return image
-        turned = ": it is turned upright by its EXIF orientation, and was annotated as it is stored"
-        raise BadSample(
-            f"{size[0]} x {size[1]} pixels, its annotation says {said[0]} x {said[1]}"
-            f"{turned if size == said[::-1] else ''}"
-        )
 
     def annotations(self) -> dict[str, Any]:
         """`center` (2,), `scale` (2,), `joints` (K, 3), see `PoseRecords`; `skeleton`; `source`."""
@@ -142,29 +88,9 @@ class PoseRecord(Encoded):
         return columns | {"skeleton": self.people.skeleton, "source": self.people.source}
 
 
-class MixedRecords(Sequence[PoseRecord]):
+class MixedRecords(PeopleInARow):
     """People of several data sets in a row, the first of which names the joints."""
 
     def __init__(self, parts: Sequence[PoseRecords]):
-        self.parts = [replace(part, source=source) for source, part in enumerate(parts)]
+        super().__init__({source: replace(part, source=source) for source, part in enumerate(parts)})
         self.skeleton = parts[0].skeleton
-        self.ends = np.cumsum([len(part) for part in parts])
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, index: int) -> PoseRecord:  # type: ignore[override]
-        index = range(len(self))[index]
-        part = int(np.searchsorted(self.ends, index, side="right"))
-        return self.parts[part][index - int(self.ends[part])]
-
-    @property
-    def names(self) -> Iterator[str]:
-        return (name for part in self.parts for name in part.names)
-
-    def checksums(self) -> dict[str, Any]:
-        return {
-            f"{key}_{i}": value
-            for i, part in enumerate(self.parts)
-            for key, value in part.checksums().items()
-        }

@@ -5,16 +5,14 @@ z forward); joints are the 30 of the body (`hap.body.joints.SMPL30`), whatever t
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from hap.data.decoding import Encoded
-from hap.data.files import read_file
-from hap.errors import BadSample
+from hap.data.people import People, PersonRecord
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Kind:
 
 
 @dataclass(frozen=True, eq=False)
-class BodyRecords(Sequence["BodyRecord"]):
+class BodyRecords(People):
     """The people N of one data set.
 
     Attributes:
@@ -84,19 +82,8 @@ class BodyRecords(Sequence["BodyRecord"]):
     sequence: Sequence[str] = ()
     protocol: str = field(default="", compare=False)
 
-    def __len__(self) -> int:
-        return len(self.image)
-
     def __getitem__(self, index: int) -> "BodyRecord":  # type: ignore[override]
         return BodyRecord(self, range(len(self))[index])
-
-    @property
-    def names(self) -> Iterator[str]:
-        """Of the records, without making them."""
-        return (
-            f"{self.files[image]}, person {person}"
-            for image, person in zip(self.image, self.ids, strict=True)
-        )
 
     def checksums(self) -> dict[str, Any]:
         """What tells these people from others of the same names."""
@@ -106,40 +93,10 @@ class BodyRecords(Sequence["BodyRecord"]):
         }
 
 
-@dataclass(frozen=True, slots=True)
-class BodyRecord(Encoded):
-    """One person in a picture."""
+class BodyRecord(PersonRecord):
+    """One person in a picture; pixels as they are stored, as the official code reads them."""
 
-    people: BodyRecords = field(repr=False)
-    row: int
-
-    upright: ClassVar[bool] = False  # stored pixels, as the official code reads them
-
-    @property
-    def file(self) -> str:
-        return self.people.files[self.people.image[self.row]]
-
-    @property
-    def path(self) -> Path:
-        return self.people.root / self.file
-
-    @property
-    def name(self) -> str:
-        return f"{self.file}, person {self.people.ids[self.row]}"
-
-    def encoded(self) -> bytes:
-        return read_file(self.path)
-
-    def pixels(self) -> np.ndarray:
-        """The whole picture (H, W, 3). Raises BadSample where it has another size than its annotation says."""
-        image = Encoded.pixels(self)
-        size, said = (
-            (image.shape[1], image.shape[0]),
-            tuple(self.people.sizes[self.people.image[self.row]].tolist()),
-        )
-        if said not in ((0, 0), size):
-            raise BadSample(f"{size[0]} x {size[1]} pixels, its annotation says {said[0]} x {said[1]}")
-        return image
+    __slots__ = ()
 
     def annotations(self) -> dict[str, Any]:
         """Its row of the columns `box`, `joints`, `joints3d`, `camera`, `pose`, `betas`, `trans`, `fitted`, `gender`;
@@ -148,31 +105,3 @@ class BodyRecord(Encoded):
         columns = ("box", "joints", "joints3d", "camera", "pose", "betas", "trans", "fitted", "gender")
         near = people.near_joints[people.near[row] : people.near[row + 1]]
         return {name: getattr(people, name)[row] for name in columns} | {"near": near, "kind": people.kind}
-
-
-class MixedBodies(Sequence[BodyRecord]):
-    """People of several data sets in a row.
-
-    Attributes:
-        parts: the data sets, by name, in their order.
-        starts: int64 (P + 1,), where each begins.
-    """
-
-    def __init__(self, parts: dict[str, BodyRecords]):
-        self.parts = parts
-        self.starts = np.cumsum([0, *(len(part) for part in parts.values())])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, index: int) -> BodyRecord:  # type: ignore[override]
-        index = range(len(self))[index]
-        part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return list(self.parts.values())[part][index - int(self.starts[part])]
-
-    @property
-    def names(self) -> Iterator[str]:
-        return (name for part in self.parts.values() for name in part.names)
-
-    def checksums(self) -> dict[str, Any]:
-        return {f"{key}_{name}": v for name, p in self.parts.items() for key, v in p.checksums().items()}

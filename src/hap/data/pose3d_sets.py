@@ -13,7 +13,8 @@ from hap.body.arrays import GENDERS, Bodies
 from hap.body.joints import H36M, MUCO, MUCO_CHECKED, places, to_smpl30
 from hap.body.world import into_camera
 from hap.data.files import check_images, first_lines, locate, read_json
-from hap.data.pose3d import BodyRecords, Kind, MixedBodies
+from hap.data.people import PeopleInARow
+from hap.data.pose3d import BodyRecords, Kind
 from hap.data.pose3d_3dpw import read_3dpw
 from hap.data.pose3d_files import (
     SHARE,
@@ -236,7 +237,7 @@ def read_pose3d_multi(
     sets: Sequence[str] = ("h36m", "muco", "coco", "mpii"),
     pw3d: str = "PW3D",
     gt_body: Literal["gendered", "neutral"] = "gendered",
-) -> dict[str, MixedBodies | BodyRecords]:
+) -> dict[str, PeopleInARow | BodyRecords]:
     """Training on Human3.6M, MuCo, COCO and MPII, evaluation on the test split of 3DPW, in the tree of 3DCrowdNet;
     or training also or only on BEDLAM.
 
@@ -259,10 +260,10 @@ def read_pose3d_multi(
     }
     if unknown := [printable(str(name)) for name in sets if name not in readers]:
         raise HapError(f"data.reader.sets: {', '.join(unknown)}: there are {', '.join(readers)}")
-    splits: dict[str, MixedBodies | BodyRecords] = {**read_3dpw(root / pw3d, bodies, gt_body=gt_body)}
+    splits: dict[str, PeopleInARow | BodyRecords] = {**read_3dpw(root / pw3d, bodies, gt_body=gt_body)}
     if sets:
         try:
-            splits["train"] = MixedBodies({name: readers[name](root) for name in sets})
+            splits["train"] = PeopleInARow({name: readers[name](root) for name in sets})
         except HapError as error:
             raise HapError(f"{error} (an evaluation needs none of these sets: data.reader.sets=[])") from None
     return splits

@@ -69,7 +69,7 @@ def mixture(
     as it is whole, and what is left of its share is drawn. All in random order; the last, incomplete step is left out.
 
     Args:
-        records: with `parts`, the data sets by name, and `starts`, see `MixedBodies`.
+        records: with `parts`, the data sets by name, and `starts`, see `PeopleInARow`.
         pools: names of data sets. Those that are not there are left out, and with them pools that have none.
         shares: of an epoch, of each pool; None: all alike.
 

@@ -19,7 +19,8 @@ from hap.body.joints import LINKS30, SMPL30
 from hap.body.model import GenderedBody
 from hap.body.rotations import to_axis_angle, to_matrix
 from hap.data.base import Dataset
-from hap.data.pose3d import BodyRecords, MixedBodies
+from hap.data.people import PeopleInARow
+from hap.data.pose3d import BodyRecords
 from hap.errors import HapError, printable
 from hap.losses import BodyPrediction
 from hap.metrics.pose3d import BodyMetric
@@ -217,7 +218,7 @@ class Pose3d(Task):
                 "six numbers say the turn of each joint; as published: task.model.vposer=FILE"
             )
         records: Any = self.trainer.datamodule.records("train")  # type: ignore[attr-defined]
-        parts = records.parts if isinstance(records, MixedBodies) else {records.kind.name: records}
+        parts = records.parts if isinstance(records, PeopleInARow) else {records.kind.name: records}
         if self.model.needs_joints and (
             empty := [name for name, part in parts.items() if not part.joints[..., 2].any()]
         ):
