@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from hap.config import CONF_DIR, register
-from hap.report import print_table
+from hap.console import print_table
 from hap.runner import run
 
 

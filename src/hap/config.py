@@ -41,7 +41,7 @@ _PARTS = (
         "probe",
         "progress",
     ),
-    *("report", "safety", "synthetic", "tasks"),
+    *("reports", "safety", "synthetic", "tasks"),
 )
 OURS = tuple(f"hap.{part}." for part in _PARTS)
 # ... and classes of other packages: functions there load files, fetch them or start processes.

@@ -82,3 +82,13 @@ def hold(folder: Path, resume: bool) -> Iterator[None]:
 
 def cannot_write(folder: Path, error: OSError) -> HapError:
     return HapError(f"cannot write to the run folder {folder}: {error.strerror} (set run_dir=FOLDER)")
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process holds a run folder."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False

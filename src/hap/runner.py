@@ -1,26 +1,21 @@
 """The one body of train, eval and predict: check, build, run, write down the results."""
 
-import json
 import logging
-import platform
-import subprocess
-import sys
 import time
-from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 import wandb
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
-from hap.config import CONF_DIR, check_config
+from hap.config import check_config
 from hap.data.base import DataModule
 from hap.data.files import user_path
 from hap.description import check_same, checked, describe_run
@@ -30,7 +25,8 @@ from hap.people import find_people
 from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
 from hap.ranks import Ranks
-from hap.run_folder import cannot_write, hold
+from hap.record import recorded, write_results, write_start
+from hap.run_folder import hold
 from hap.schema import Root
 from hap.tasks.base import Task
 
@@ -52,16 +48,22 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     Raises:
         HapError: the configuration, the data or the checkpoint is wrong.
     """
-    check_config(cfg)
-    check_numbers(cfg)
-    _check_stage(stage, cfg)
     # Of several processes the first holds the folder for all.
-    holds = getattr(rank_zero_only, "rank", 0) == 0 and not cfg.dry_run
-    with hold(run_dir, cfg.resume == "auto") if holds else nullcontext():
+    if getattr(rank_zero_only, "rank", 0) > 0 or cfg.dry_run:
         return _run(stage, cfg, run_dir)
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    with hold(run_dir, cfg.resume == "auto"):
+        try:
+            with recorded(run_dir, stage, overrides):
+                return _run(stage, cfg, run_dir)
+        finally:
+            wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
 
 
 def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
+    check_config(cfg)
+    check_numbers(cfg)
+    _check_stage(stage, cfg)
     ckpt_path = _checkpoint(stage, cfg, run_dir)
     L.seed_everything(cfg.seed, verbose=False)
 
@@ -108,7 +110,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         datamodule.setup()
         datamodule.splits = task.arranged(datamodule.splits, labels)
 
-    _record(cfg, run_dir, report)
+    rank_zero_only(write_start)(cfg, run_dir, report)
     start = time.perf_counter()
     try:
         if stage == "train":
@@ -125,8 +127,6 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             raise
         go_on = "; once that is mended, go on with resume=auto" if stage != "eval" else ""
         raise HapError(f"{cause or error}{go_on}") from error
-    finally:
-        wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
     seconds = time.perf_counter() - start
     results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -136,7 +136,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         protocol = _protocol(stage, task, datamodule)
         if protocol and stage == "eval" and ckpt_path is None:
             protocol["weights"] = str(cfg.weights)
-        _write_results(results, protocol, run_dir, show=stage == "eval")
+        write_results(results, protocol, run_dir, show=stage == "eval")
     return results
 
 
@@ -144,7 +144,7 @@ def _score(cfg: DictConfig, datamodule: DataModule, run_dir: Path) -> dict[str, 
     """Evaluate a table of somebody's predictions on the test split, without a model."""
     split = datamodule.test_split
     labels = count_classes(cfg, datamodule)
-    _record(cfg, run_dir, None)
+    write_start(cfg, run_dir, None)
     # For the task to be built; nothing is computed with it.
     cfg.model.update(embed_dim=8, depth=1, num_heads=1)
     task: Task = build(cfg.task, "task")
@@ -157,7 +157,7 @@ def _score(cfg: DictConfig, datamodule: DataModule, run_dir: Path) -> dict[str, 
         write_picture(run_dir / "pictures" / f"{name}.png", picture)
     results["seconds"] = round(time.perf_counter() - start, 1)
     protocol = _protocol("eval", task, datamodule) | {"weights": f"none: {cfg.predictions}"}
-    _write_results(results, protocol, run_dir, show=True)
+    write_results(results, protocol, run_dir, show=True)
     return results
 
 
@@ -341,55 +341,3 @@ def load_whole(task: Task, path: Path, checkpoint: dict[str, Any]) -> None:
     except RuntimeError as error:
         raise HapError(f"{path} does not fit this experiment and model:\n{error}") from error
     task.check_checkpoint(path, checkpoint)
-
-
-@rank_zero_only
-def _record(cfg: DictConfig, run_dir: Path, weights: LoadReport | None) -> None:
-    """Write down what runs, once everything is there that it needs."""
-    config = run_dir / "config.yaml"
-    if config.exists():
-        config = run_dir / f"config_resumed_{time.strftime('%Y-%m-%d_%H-%M-%S')}.yaml"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, config, resolve=True)
-        (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        if weights is not None:
-            (run_dir / "weights.json").write_text(json.dumps(weights.record(), indent=2) + "\n")
-    except OSError as error:
-        raise cannot_write(run_dir, error) from error
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware, git revision and command line, for the record."""
-    packages = ["hap", "torch", "lightning", "timm", "albumentations", "numpy", "opencv-python-headless"]
-    return {
-        "command": sys.argv,
-        "git": git_revision(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "cuda": torch.version.cuda,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "host": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def git_revision() -> str | None:
-    """The checkout's commit, with `-dirty` when src/ or conf/ differ from it; None outside a checkout."""
-    if CONF_DIR.parent == Path(__file__).parent:
-        return None  # of a wheel: the repository around it, if any, is another project's
-    git = ["git", "-C", str(CONF_DIR.parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "conf"], check=False)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("-dirty" if changed.returncode else "")
-
-
-def _write_results(results: dict[str, float], protocol: dict[str, Any], run_dir: Path, show: bool) -> None:
-    content = results | ({"protocol": protocol} if protocol else {})
-    (run_dir / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    if show:
-        lines = [f"{name:>24}  {value:.4g}" for name, value in results.items()]
-        log.info("\n".join(lines + [f"{name:>24}  {value}" for name, value in protocol.items()]))
-    log.info("results in %s", run_dir)

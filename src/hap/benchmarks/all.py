@@ -18,7 +18,7 @@ import torch
 from hap.benchmarks.records import record_path
 from hap.config import CONF_DIR
 from hap.errors import HapError
-from hap.runner import git_revision
+from hap.record import git_revision
 
 log = logging.getLogger(__name__)
 

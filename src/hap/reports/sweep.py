@@ -7,8 +7,8 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
+
+from hap.console import print_table
 
 
 class SweepTable(Callback):
@@ -52,13 +52,3 @@ class SweepTable(Callback):
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """A plain table on the console, first column left, numbers right."""
-    table = Table()
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

@@ -1,0 +1,122 @@
+"""What a run writes down of itself: configuration, environment, results, and how it ended."""
+
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from hap.config import CONF_DIR
+from hap.models.checkpoint import LoadReport
+from hap.run_folder import cannot_write, is_held
+
+log = logging.getLogger(__name__)
+
+STATUS = "status.json"
+
+
+@contextmanager
+def recorded(run_dir: Path, program: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Keep `status.json` while a run is held: `state` is "running", and at the end of the block "finished", "stopped"
+    (a signal) or "failed", then with the `error` as it is told. A process that is killed leaves it at "running"."""
+    start = {
+        "program": program,
+        "overrides": list(overrides),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+    }
+    _write_status(run_dir, start | {"state": "running"})
+    state, error = "finished", None
+    try:
+        yield
+    except BaseException as raised:
+        stopped = isinstance(raised, SystemExit | KeyboardInterrupt)
+        state, error = ("stopped", None) if stopped else ("failed", f"{raised}" or type(raised).__name__)
+        raise
+    finally:
+        end = {"state": state, "ended": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with suppress(OSError):  # a full disk is what has been raised already
+            _write_status(run_dir, start | end | ({"error": error} if error else {}))
+
+
+def _write_status(run_dir: Path, status: dict[str, Any]) -> None:
+    part = run_dir / f".{STATUS}"
+    part.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8", errors="backslashreplace")
+    part.replace(run_dir / STATUS)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """`status.json` of a run folder, with "killed" for the state of a run that says "running" and whose process is
+    gone; {} where there is none that can be read."""
+    try:
+        status = json.loads((run_dir / STATUS).read_text(encoding="utf-8"))
+        running = status["state"] == "running"
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    here = (status.get("pid"), status.get("host")) == (os.getpid(), socket.gethostname())
+    if running and not here and not is_held(run_dir):
+        status["state"] = "killed"
+    return status
+
+
+def write_start(cfg: DictConfig, run_dir: Path, weights: LoadReport | None) -> None:
+    """Write down what runs, once everything is there that it needs."""
+    config = run_dir / "config.yaml"
+    if config.exists():
+        config = run_dir / f"config_resumed_{time.strftime('%Y-%m-%d_%H-%M-%S')}.yaml"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, config, resolve=True)
+        (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        if weights is not None:
+            (run_dir / "weights.json").write_text(json.dumps(weights.record(), indent=2) + "\n")
+    except OSError as error:
+        raise cannot_write(run_dir, error) from error
+
+
+def write_results(results: dict[str, float], protocol: dict[str, Any], run_dir: Path, show: bool) -> None:
+    content = results | ({"protocol": protocol} if protocol else {})
+    (run_dir / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    if show:
+        lines = [f"{name:>24}  {value:.4g}" for name, value in results.items()]
+        log.info("\n".join(lines + [f"{name:>24}  {value}" for name, value in protocol.items()]))
+    log.info("results in %s", run_dir)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, git revision and command line, for the record."""
+    packages = ["hap", "torch", "lightning", "timm", "albumentations", "numpy", "opencv-python-headless"]
+    return {
+        "command": sys.argv,
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "host": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with `-dirty` when src/ or conf/ differ from it; None outside a checkout."""
+    if CONF_DIR.parent == Path(__file__).parent:
+        return None  # of a wheel: the repository around it, if any, is another project's
+    git = ["git", "-C", str(CONF_DIR.parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "src", "conf"], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if changed.returncode else "")

@@ -1,0 +1,1 @@
+"""What a run or a sweep leaves, put together to be looked at."""
