@@ -30,6 +30,7 @@ PROGRAMS = {
     "predict": "results for your own images: hap predict ckpt_path=FILE ...",
     "synthesize": "draw annotated people in a data set's official layout",
     "pack": "images and annotations into shards; `hap pack --verify DIR` checks them",
+    "report": "what a run has left, on one page: hap report FOLDER [FOLDER ...]",
     "bench": "measured speed on this machine: hap bench pretrain",
 }
 

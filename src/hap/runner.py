@@ -26,6 +26,7 @@ from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
 from hap.ranks import Ranks
 from hap.record import recorded, write_results, write_start
+from hap.reports.page import write_report
 from hap.run_folder import hold
 from hap.schema import Root
 from hap.tasks.base import Task
@@ -57,7 +58,16 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             with recorded(run_dir, stage, overrides):
                 return _run(stage, cfg, run_dir)
         finally:
+            _report(run_dir)
             wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
+
+
+def _report(run_dir: Path) -> None:
+    """What a run has left is put together however it ended, and its end does not depend on it."""
+    try:
+        log.info("report in %s", write_report(run_dir))
+    except Exception as error:
+        log.warning("no report was written: %s", error)
 
 
 def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
