@@ -1,12 +1,15 @@
-"""Runs that are continued as another run, from damaged or abandoned checkpoints, or in a folder that is in use."""
+"""Runs continued as another run, from damaged or abandoned checkpoints, or in a folder that is in use or full."""
 
+import json
 import multiprocessing
 import os
+import resource
 import shutil
 import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_PRETRAIN, config
@@ -16,7 +19,8 @@ from hap.data.base import DataModule
 from hap.data.samplers import fingerprint
 from hap.errors import HapError
 from hap.packing import pack
-from hap.run_folder import hold, make_folder
+from hap.plots import write_picture
+from hap.run_folder import hold, make_folder, write_json
 from hap.runner import build, run
 
 REID = (
@@ -224,6 +228,18 @@ def test_a_dangling_link_does_not_matter(again, luperson):
     assert last.resolve().name == "step-000000023.ckpt"
 
 
+def test_a_run_that_is_done_keeps_its_results(again, luperson, caplog):
+    """As a job that is queued again after its end finds it."""
+    file = again / "results.json"
+    before = file.read_text()
+    assert train(again, luperson, "resume=auto") == json.loads(before)
+    assert file.read_text() == before
+    assert "train/loss" in before
+    file.write_text("")  # by a full disk
+    assert train(again, luperson, "resume=auto") == {"steps": 22}
+    assert f"hap eval ckpt_path={again}/checkpoints/last.ckpt" in caplog.text
+
+
 @pytest.mark.parametrize("program", ["train", "eval", "predict"])
 def test_a_flipped_bit_is_found_before_use(again, luperson, tmp_path, program):
     path = again / "checkpoints/step-000000022.ckpt"
@@ -293,8 +309,26 @@ def test_dated_folders_are_never_shared(tmp_path):
     assert {make_folder(mine, "2026-01-31_12-00-00") for _ in range(2)} == {mine}
 
 
-@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run"])
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/run", "/proc/self"])
 def test_a_folder_that_cannot_be_written_is_named(luperson, tmp_path, place):
     (tmp_path / "file").write_text("")
     with pytest.raises(HapError, match=r"cannot write to the run folder .*run_dir="):
         train(tmp_path / place, luperson)
+
+
+def test_a_full_disk_costs_nothing_that_is_there(tmp_path):
+    """No byte may be written: that stands for the disk."""
+    file = tmp_path / "results.json"
+    write_json(file, {"test/loss": 0.5})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with hold(tmp_path, resume=True):
+            with pytest.raises(HapError, match=f"cannot write to the run folder {tmp_path}: File too large"):
+                write_json(file, {"test/loss": 0.4})
+            with pytest.raises(OSError, match="File too large"):
+                write_picture(tmp_path / "picture.png", np.zeros((8, 8, 3), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert json.loads(file.read_text()) == {"test/loss": 0.5}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "picture.png", "results.json"]

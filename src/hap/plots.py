@@ -149,4 +149,5 @@ def curves(
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """RGB (H, W, 3) uint8, into a folder that is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    path.write_bytes(data.tobytes())  # cv2.imwrite says nothing of a full disk

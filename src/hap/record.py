@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from hap.config import CONF_DIR
+from hap.errors import HapError
 from hap.models.checkpoint import LoadReport
-from hap.run_folder import cannot_write, is_held
+from hap.run_folder import cannot_write, is_held, write_json
 
 log = logging.getLogger(__name__)
 
-STATUS = "status.json"
+STATUS, RESULTS = "status.json", "results.json"
 
 
 @contextmanager
@@ -37,7 +39,7 @@ def recorded(run_dir: Path, program: str, overrides: Sequence[str]) -> Iterator[
         "pid": os.getpid(),
         "host": socket.gethostname(),
     }
-    _write_status(run_dir, start | {"state": "running"})
+    write_json(run_dir / STATUS, start | {"state": "running"})
     state, error = "finished", None
     try:
         yield
@@ -47,14 +49,8 @@ def recorded(run_dir: Path, program: str, overrides: Sequence[str]) -> Iterator[
         raise
     finally:
         end = {"state": state, "ended": time.strftime("%Y-%m-%d %H:%M:%S")}
-        with suppress(OSError):  # a full disk is what has been raised already
-            _write_status(run_dir, start | end | ({"error": error} if error else {}))
-
-
-def _write_status(run_dir: Path, status: dict[str, Any]) -> None:
-    part = run_dir / f".{STATUS}"
-    part.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8", errors="backslashreplace")
-    part.replace(run_dir / STATUS)
+        with suppress(HapError):  # a full disk is what has been raised already
+            write_json(run_dir / STATUS, start | end | ({"error": error} if error else {}))
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
@@ -79,20 +75,43 @@ def write_start(cfg: DictConfig, run_dir: Path, weights: LoadReport | None) -> N
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, config, resolve=True)
-        (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-        if weights is not None:
-            (run_dir / "weights.json").write_text(json.dumps(weights.record(), indent=2) + "\n")
     except OSError as error:
         raise cannot_write(run_dir, error) from error
+    write_json(run_dir / "environment.json", environment())
+    if weights is not None:
+        write_json(run_dir / "weights.json", weights.record())
 
 
 def write_results(results: dict[str, float], protocol: dict[str, Any], run_dir: Path, show: bool) -> None:
-    content = results | ({"protocol": protocol} if protocol else {})
-    (run_dir / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    if show:
+    if show:  # first: a full disk does not lose them
         lines = [f"{name:>24}  {value:.4g}" for name, value in results.items()]
         log.info("\n".join(lines + [f"{name:>24}  {value}" for name, value in protocol.items()]))
+    write_json(run_dir / RESULTS, results | ({"protocol": protocol} if protocol else {}))
     log.info("results in %s", run_dir)
+
+
+def read_results(run_dir: Path) -> dict[str, float]:
+    """Those that a run has left, without their protocol; none if it has left none that can be read."""
+    try:
+        results: dict[str, float] = json.loads((run_dir / RESULTS).read_text())
+    except (OSError, ValueError):
+        return {}
+    results.pop("protocol", None)
+    return results
+
+
+def results_before(run_dir: Path, steps: int) -> dict[str, float]:
+    """Of a training that was resumed when all its steps were taken: what it measured then, if it has written that."""
+    results = read_results(run_dir)
+    if results.get("steps") == steps:
+        rank_zero_only(log.info)("all %d steps are taken already; results in %s", steps, run_dir)
+        return results
+    rank_zero_only(log.warning)(
+        "all %d steps are taken already, but what they came to was not written down: "
+        "hap eval ckpt_path=%s/checkpoints/last.ckpt",
+        *(steps, run_dir),
+    )
+    return {"steps": steps}
 
 
 def environment() -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from hap.errors import HapError
 
@@ -56,7 +58,7 @@ def hold(folder: Path, resume: bool) -> Iterator[None]:
         HapError: another run holds the folder, or it has the record of an earlier run and `resume` is False.
     """
     make_folder(str(folder))
-    with (folder / ".lock").open("a+") as file:
+    with _opened(folder / ".lock") as file:
         try:
             fcntl.lockf(
                 file, fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -69,15 +71,34 @@ def hold(folder: Path, resume: bool) -> Iterator[None]:
             else:
                 file.seek(0)
                 raise HapError(
-                    f"another run is using {folder} ({file.read().strip()}): wait for its end, or choose another "
+                    f"another run is using {folder} ({file.read().decode()}): wait for its end, or choose another "
                     "run_dir"
                 ) from None
         if (folder / "config.yaml").exists() and not resume:
             raise HapError(f"{folder} holds a run already: choose another run_dir, or go on with resume=auto")
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # a full disk: who holds it is for others to read, the lock does without
+            file.truncate(0)
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}".encode())
         yield
+
+
+def _opened(lock: Path) -> IO[bytes]:
+    try:
+        return lock.open("a+b", buffering=0)  # nothing is left to be written when it is closed
+    except OSError as error:
+        raise cannot_write(lock.parent, error) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A file of a run folder: whole, or as it was before. Raises HapError where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise cannot_write(path.parent, error) from error
 
 
 def cannot_write(folder: Path, error: OSError) -> HapError:

@@ -25,7 +25,7 @@ from hap.people import find_people
 from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
 from hap.ranks import Ranks
-from hap.record import recorded, write_results, write_start
+from hap.record import recorded, results_before, write_results, write_start
 from hap.reports.page import write_report
 from hap.run_folder import hold
 from hap.schema import Root
@@ -136,9 +136,12 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         if cause is None and not isinstance(error, OSError):  # the logger's, on a full disk
             raise
         go_on = "; once that is mended, go on with resume=auto" if stage != "eval" else ""
-        raise HapError(f"{cause or error}{go_on}") from error
+        where = "" if cause or getattr(error, "filename", None) else f" (run folder: {run_dir})"
+        raise HapError(f"{cause or error}{where}{go_on}") from error
     seconds = time.perf_counter() - start
     results = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    if stage == "train" and not results:  # resumed at its end
+        return results_before(run_dir, trainer.global_step)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         results |= getattr(callback, "best", {})
     results |= {"steps": trainer.global_step, "seconds": round(seconds, 1)}

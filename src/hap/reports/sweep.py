@@ -1,7 +1,6 @@
 """Results of several runs side by side."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from hap.console import print_table
+from hap.record import read_results
 
 
 class SweepTable(Callback):
@@ -24,10 +24,7 @@ class SweepTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         rows = []
         for overrides, folder in self.jobs:
-            file = folder / "results.json"
-            results = json.loads(file.read_text()) if file.exists() else {}
-            results.pop("protocol", None)
-            rows.append((overrides, results))
+            rows.append((overrides, read_results(folder)))
         if not any(results for _, results in rows):
             return
         common = set.intersection(*(set(overrides) for overrides, _ in rows)) if len(rows) > 1 else set()
