@@ -1,5 +1,6 @@
 """The programs' entry points: `python -m hap.<program>` and `hap <program>`, and what they say of bad input."""
 
+import logging
 import os
 import re
 import runpy
@@ -81,6 +82,7 @@ def run_with_hydra(
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
+    logging.raiseExceptions = False  # a log file on a full disk: a traceback for each line of it
     register()
     sys.argv[1:] = quote_paths(sys.argv[1:])
     for message in _KNOWN_WARNINGS:
