@@ -186,17 +186,6 @@ def test_profile_tells_where_the_time_goes(luperson, tmp_path):
     assert "run_training_batch" in (tmp_path / "run/fit-profile.txt").read_text()
 
 
-def test_sweep_has_a_folder_for_each_job_and_a_table(luperson, tmp_path):
-    command = [sys.executable, "-m", "hap.train", "-m", *options(luperson), "epochs=1"]
-    command += ["masking.ratio=0.25,0.75", "callbacks.pictures=null", "data.reader.num_val=2"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    folders = sorted(tmp_path.glob("runs/pretrain_hap/sweep_*/*/results.json"))
-    assert len(folders) == 2
-    assert "masking.ratio=0.25" in result.stdout
-    assert "val/loss" in result.stdout.replace("\n", "")
-
-
 @pytest.mark.skipif(not SAMPLES, reason="HAP_SAMPLES names no folder of real photographs")
 def test_real_photographs_through_the_converter(tmp_path):
     script = Path(__file__).parents[1] / "scripts/coco_to_luperson.py"

@@ -24,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hap.config import CONF_DIR, check_hydra, did_you_mean, register, signature_of
 from hap.errors import HapError
+from hap.multirun import is_multirun, job_of_sweep, objective_of
+from hap.reports.sweep import sweep_told
 
 PROGRAMS = {
     "train": "pre-train or fine-tune: hap train experiment=NAME [key=value ...]",
@@ -34,6 +36,9 @@ PROGRAMS = {
     "report": "what a run has left, on one page: hap report FOLDER [FOLDER ...]",
     "bench": "measured speed on this machine: hap bench pretrain",
 }
+
+BAD_INPUT = (HapError, HydraException, OmegaConfBaseException)
+MULTIRUN = ("-m", "--multirun")
 
 
 def main() -> None:
@@ -73,11 +78,20 @@ def run_with_hydra(
         complete: what is done with the arguments before they are composed.
     """
 
+    def whole(cfg: DictConfig) -> object:
+        check_hydra(cast(DictConfig, HydraConfig.get()))
+        return body(cfg, Path(HydraConfig.get().runtime.output_dir).absolute())
+
     def job(cfg: DictConfig) -> object:
+        if is_multirun():
+            with job_of_sweep(command, told):
+                return objective_of(cfg, whole(cfg))
         # inside the job too: Hydra adds lines of its own to an exception that leaves it
         with readable_errors(config_name):
-            check_hydra(cast(DictConfig, HydraConfig.get()))
-            return body(cfg, Path(HydraConfig.get().runtime.output_dir).absolute())
+            return whole(cfg)
+
+    def told(error: Exception) -> str | None:
+        return describe(error, config_name) if isinstance(error, BAD_INPUT) else None
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, _stop)
@@ -90,7 +104,10 @@ def run_with_hydra(
     try:
         with readable_errors(config_name):
             sys.argv[1:] = complete(sys.argv[1:])
-            hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
+            command = [a for a in sys.argv if "=" not in a or a.startswith("--")]
+            command = [a for a in command if a not in MULTIRUN and not a.startswith("~")]
+            with sweep_told():
+                hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)(job)()
     except _Stopped:
         print(f"hap: {stopped}", file=sys.stderr)
         raise
@@ -116,7 +133,7 @@ _PATHS = (
 def quote_paths(arguments: list[str]) -> list[str]:
     """Arguments whose value is a path, quoted for Hydra, with `~` as the home folder: names with `=`, spaces,
     brackets or digits alone are names. A comma under `-m` still separates the values of a sweep."""
-    sweep = any(argument in ("-m", "--multirun") for argument in arguments)
+    sweep = any(argument in MULTIRUN or argument.startswith("sweep=") for argument in arguments)
 
     def quoted(argument: str) -> str:
         match = re.fullmatch(rf"(\+{{0,2}}(?:[\w@]+\.)*(?:{'|'.join(_PATHS)})=)(.+)", argument, re.S)
@@ -141,7 +158,7 @@ def readable_errors(config_name: str) -> Iterator[None]:
         os.environ |= {"HYDRA_FULL_ERROR": "1", "HAP_SHORT_ERRORS": "1"}
     try:
         yield
-    except (HapError, HydraException, OmegaConfBaseException) as error:
+    except BAD_INPUT as error:
         if "HAP_SHORT_ERRORS" not in os.environ:
             raise
         print(f"hap: {describe(error, config_name)}", file=sys.stderr)

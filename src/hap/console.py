@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
@@ -10,5 +11,5 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it is: brackets of a name are no markup
     Console().print(table)

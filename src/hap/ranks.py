@@ -16,6 +16,7 @@ from hap.errors import HapError
 log = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds in which a process whose peers are gone may still save its state and clean up
+_END = "hap-end"  # the thread that ends it then
 
 
 class Ranks(L.Callback):
@@ -101,6 +102,13 @@ class Ranks(L.Callback):
         for process in self._children.values():
             process.kill()
         end = threading.Timer(GRACE, os._exit, (2,))
-        end.daemon = True
+        end.name, end.daemon = _END, True
         end.start()
         sys.stdout.flush()
+
+
+def call_off_end() -> None:
+    """This process has cleaned up after a run whose peers were lost, and has other runs before it."""
+    for thread in threading.enumerate():
+        if thread.name == _END and isinstance(thread, threading.Timer):
+            thread.cancel()

@@ -93,11 +93,10 @@ def write_results(results: dict[str, float], protocol: dict[str, Any], run_dir: 
 def read_results(run_dir: Path) -> dict[str, float]:
     """Those that a run has left, without their protocol; none if it has left none that can be read."""
     try:
-        results: dict[str, float] = json.loads((run_dir / RESULTS).read_text())
-    except (OSError, ValueError):
+        results = json.loads((run_dir / RESULTS).read_text(encoding="utf-8")).items()
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
-    results.pop("protocol", None)
-    return results
+    return {name: value for name, value in results if isinstance(value, int | float)}
 
 
 def results_before(run_dir: Path, steps: int) -> dict[str, float]:

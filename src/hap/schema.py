@@ -55,6 +55,9 @@ class Root:
     ckpt_path: str | None = None  # train: resume from it; eval, predict: load it whole
     resume: str | None = None  # "auto": go on in run_dir; train: from its newest intact checkpoint
     compile: bool = False
+    objective: str | None = (
+        None  # the result that a sweep is about, such as val/loss; null: the best known one
+    )
     dry_run: bool = False  # train: say what would run and what it costs, and stop
     input: str | None = None  # predict: a folder, image, video, pattern ('crops/*.jpg') or list (.txt, .csv)
     query: str | None = None  # predict, for retrieval: the same, of what to look for ...
