@@ -31,6 +31,7 @@ PROGRAMS = {
     "train": "pre-train or fine-tune: hap train experiment=NAME [key=value ...]",
     "eval": "evaluate a checkpoint: hap eval ckpt_path=FILE data.root=FOLDER",
     "predict": "results for your own images: hap predict ckpt_path=FILE ...",
+    "export": "a trained model for other programs: hap export ckpt_path=FILE format=onnx out=FOLDER",
     "synthesize": "draw annotated people in a data set's official layout",
     "pack": "images and annotations into shards; `hap pack --verify DIR` checks them",
     "report": "what a run has left, on one page: hap report FOLDER [FOLDER ...]",

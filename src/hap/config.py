@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hap.errors import HapError
 from hap.run_folder import make_folder
-from hap.schema import PackRoot, Root, SynthesizeRoot
+from hap.schema import ExportRoot, PackRoot, Root, SynthesizeRoot
 
 _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout and an editable install have it at the top.
@@ -73,7 +73,8 @@ PASSED_ON = {
 def register() -> None:
     """Make the root schemas and the resolvers known to Hydra and OmegaConf. Can be called again."""
     store = ConfigStore.instance()
-    for name, node in (("schema", Root), ("pack_schema", PackRoot), ("synthesize_schema", SynthesizeRoot)):
+    schemas = {"pack_schema": PackRoot, "synthesize_schema": SynthesizeRoot, "export_schema": ExportRoot}
+    for name, node in {"schema": Root, **schemas}.items():
         store.store(name=name, node=node)
     OmegaConf.register_new_resolver("precision", default_precision, replace=True)
     OmegaConf.register_new_resolver("not", operator.not_, replace=True)

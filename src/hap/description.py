@@ -19,6 +19,7 @@ from hap import __version__
 from hap.checkpointing import read_checkpoint
 from hap.config import folder_name
 from hap.errors import HapError
+from hap.models.checkpoint import LoadReport
 
 FORMAT = 1
 GROUPS = ("data", "task", "model", "masking", "body")
@@ -44,6 +45,17 @@ def describe_run(cfg: DictConfig, labels: Mapping[str, Sequence[str]]) -> dict[s
         "experiment": cfg.name,
         "config": config,
         "labels": {name: list(values) for name, values in labels.items()},
+    }
+
+
+def describe_weights(weights: str, report: LoadReport) -> dict[str, Any]:
+    """What a checkpoint says of the file that its training began with: `name`, without the folders of this machine,
+    `licence` and `sha256`."""
+    named = re.match("(timm|hf|https?):", weights)
+    return {
+        "name": weights if named else Path(weights).name,
+        "licence": report.licence,
+        "sha256": report.sha256,
     }
 
 

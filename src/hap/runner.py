@@ -18,14 +18,14 @@ from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
 from hap.config import check_config
 from hap.data.base import DataModule
 from hap.data.files import user_path
-from hap.description import check_same, checked, describe_run
+from hap.description import check_same, checked, describe_run, describe_weights
 from hap.errors import HapError
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
 from hap.people import find_people
 from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
 from hap.ranks import Ranks
-from hap.record import recorded, results_before, write_results, write_start
+from hap.record import git_revision, recorded, results_before, write_results, write_start
 from hap.reports.page import write_report
 from hap.run_folder import hold
 from hap.schema import Root
@@ -96,12 +96,15 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             "or ckpt_path=FILE of a checkpoint of hap, which knows it"
         )
     task: Task = build(cfg.task, "task")
-    task.labels, task.description = labels, describe_run(cfg, labels)
+    run_name = "/".join(run_dir.parts[-2:])
+    task.labels = labels
+    task.description = describe_run(cfg, labels) | {"run": run_name, "revision": git_revision()}
     if cfg.zero_shot and not task.zero_shot:
         raise HapError("zero_shot=true is for re-identification; this task has no score without training")
     report = None
     if cfg.weights is not None and ckpt_path is None:  # what a run goes on from has all of its weights
         report = load_weights(task.model, cfg.weights, **weights_options(cfg))
+        task.description["weights"] = describe_weights(str(cfg.weights), report)
         rank_zero_only(log.info)("%s", report)
         if stage != "train":
             _check_trained(task, report)
@@ -334,7 +337,10 @@ def _resume(path: Path, cfg: DictConfig, datamodule: DataModule, task: Task) -> 
     if "loops" not in checkpoint:
         raise HapError(f"{path} holds weights only: start a new run with weights={path}")
     if "hap" in checkpoint:
-        check_same(cfg, checked(checkpoint["hap"], path), path)
+        description = checked(checkpoint["hap"], path)
+        check_same(cfg, description, path)
+        if task.description is not None and "weights" in description:
+            task.description["weights"] = description["weights"]
     load_whole(task, path, checkpoint)
     loaders = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     datamodule.train_dataloader().load_state_dict(loaders[0])

@@ -116,3 +116,26 @@ class SynthesizeRoot:
     seed: int = 0
     num_workers: int | None = None  # null: one process per core
     options: dict[str, Any] = field(default_factory=dict)  # of the data set's writer
+
+
+@dataclass
+class ExportRoot:
+    """The root keys of `hap export`."""
+
+    ckpt_path: str | None = None  # a checkpoint of hap
+    weights: str | None = (
+        None  # or an encoder of `model`: a file, or timm:NAME, hf:OWNER/REPO, https://..., drawn
+    )
+    weights_source: str = "auto"  # these as in training
+    weights_entry: str | None = None
+    weights_prefix: str = ""
+    weights_grid: Any = None
+    weights_sha256: str | None = None
+    weights_partial: bool = False
+    model: ViTConfig = field(default_factory=ViTConfig)
+    format: str = MISSING  # timm, safetensors, hap, onnx, torch_export
+    size: str | None = None  # of images, height x width, such as 256x128; null: that of the training
+    encoder: bool = False  # onnx, torch_export: of a model with a task, the encoder alone
+    half: bool = False  # onnx: in 16 bits
+    input: str | None = None  # photographs to compare on: a folder, pattern or list; null: drawn people
+    out: str = MISSING  # a folder, which is made

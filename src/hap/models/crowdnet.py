@@ -175,7 +175,7 @@ class CrowdNet(PaddedViT):
         heads = self.rotation_net
         root = from_6d(heads.root_pose_out(x).float(), "columns_interleaved")
         body = self.pose_decoder(x)
-        hands = torch.eye(3, device=x.device).expand(len(x), 2, 3, 3)
+        hands = torch.eye(3, device=x.device).expand(x.shape[0], 2, 3, 3)
         camera = heads.cam_out(x).float()
         translation = torch.cat([camera[:, :2], DEPTH * camera[:, 2:].sigmoid()], dim=1)
         rotations = torch.cat([root[:, None], body, hands], dim=1)

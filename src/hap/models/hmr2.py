@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, L, D) -> changes of pose (N, 144), betas (N, 10) and camera (N, 3)."""
-        x = self.token(context.new_zeros(len(context), 1, 1)) + self.position
+        x = self.token(context.new_zeros(context.shape[0], 1, 1)) + self.position
         for layer in self.layers:
             x = layer(x, context)
         x = x[:, 0]

@@ -31,7 +31,7 @@ DRAWN = Path(__file__).parents[1] / "weights" / "hap_drawn.safetensors"
 # What a repository's weights are usually called, the safe format first.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 UNKNOWN_LICENCE = "unknown: see its page"
-_LICENCES = {
+LICENCES = {  # by the names that timm and the hub have for them
     "cc-by-nc-4.0": "CC BY-NC 4.0 (no commercial use)",
     "apache-2.0": "Apache-2.0",
     "mit": "MIT",
@@ -77,7 +77,7 @@ def locate(weights: str | Path, sha256: str | None = None) -> Located:
 
 def _licence_of_file(path: str) -> str | None:
     known = PurePosixPath(path).name.startswith(_MAE_FILES)
-    return _LICENCES["cc-by-nc-4.0"] if known else None
+    return LICENCES["cc-by-nc-4.0"] if known else None
 
 
 def _timm(name: str, sha256: str | None) -> Located:
@@ -116,7 +116,7 @@ def _known_to_timm(name: str) -> Any:
 
 def _licence_of_timm(name: str) -> str:
     licence = getattr(_known_to_timm(name), "license", None)
-    return _LICENCES.get(licence or "", licence or UNKNOWN_LICENCE)
+    return LICENCES.get(licence or "", licence or UNKNOWN_LICENCE)
 
 
 def _hub(name: str) -> Located:

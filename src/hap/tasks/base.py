@@ -53,7 +53,7 @@ class Task(L.LightningModule):
         str, Sequence[str]
     ] = {}  # names of the classes, in the order of outputs; set by the runner
     transform: Any = None  # of one image, to evaluate; set by hap.load_model
-    description: Mapping[str, Any] | None = None  # what a checkpoint says of itself; set by the runner
+    description: dict[str, Any] | None = None  # what a checkpoint says of itself; set by the runner
     best_of: str | None = None  # the score by which the best epoch is kept, where validation is not the test
     lowest_is_best = False  # whether that score is an error
     learns_from_validation = False  # whether a checkpoint has to be written again after it
@@ -221,7 +221,9 @@ class Task(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["accumulate"] = self.batch_plan.accumulate
         if self.description is not None:
-            checkpoint["hap"] = dict(self.description)
+            checkpoint["hap"] = self.description
+            if licence := (self.description.get("weights") or {}).get("licence"):
+                checkpoint["licence"] = licence  # which what is trained from others' weights may have to keep
         checkpoint["grid"] = "{}x{}".format(
             *self.model.grid
         )  # of the position embedding, for who loads it elsewhere
