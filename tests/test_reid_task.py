@@ -103,6 +103,12 @@ def test_what_does_not_fit_is_said_before_the_first_step(market, tmp_path, overr
         run("train", small("train", market, override), tmp_path / "run")
 
 
+def test_batch_norms_are_not_synchronised_on_a_cpu(market, tmp_path):
+    cfg = small("train", market, "trainer=ddp_cpu", experiment="reid_market1501_lem")
+    with pytest.raises(HapError, match="synchronised between GPUs only"):
+        run("train", cfg, tmp_path / "run")
+
+
 def test_features_are_ranked_in_fp16_whatever_the_training_precision(market):
     task = instantiate(small("train", market).task).eval()
     batch = {"image": torch.randint(0, 256, (4, 3, 64, 32), dtype=torch.uint8)}

@@ -18,6 +18,7 @@ from hap.cli import quote_paths
 from hap.config import check_config
 from hap.description import KEPT, add_experiment, describe_run, read_description
 from hap.errors import HapError
+from hap.models.weight_names import DRAWN
 from hap.runner import run
 
 
@@ -205,6 +206,7 @@ def test_prediction_needs_no_data_set(trained, market, tmp_path):
         ("task.model.num_classes=9", r"task\.model\.num_classes: 9 here, \d+ in the checkpoint"),
         ("task=reid_lem", "hap.models.heads.ReidLem here, hap.models.heads.ReidViT in the checkpoint"),
         ("model=vit_small", "model.embed_dim: 384 here, 32 in the checkpoint"),
+        ("weights=drawn", "has all weights of its model: leave weights= out"),
         (
             "experiment=pretrain_hap",
             "hap.tasks.pretrain.Pretrain here, hap.tasks.reid.Reid in the checkpoint",
@@ -283,6 +285,13 @@ def test_damaged_and_missing_files(trained, tmp_path):
     for name, message in (("cut.ckpt", "damaged"), ("none.ckpt", "checkpoint not found")):
         with pytest.raises(HapError, match=message):
             composed("eval", f"ckpt_path={tmp_path}/{name}")
+
+
+def test_files_for_weights_are_told_so(tmp_path):
+    torch.save({"model": {}}, tmp_path / "official.pth")
+    for path in (tmp_path / "official.pth", DRAWN):
+        with pytest.raises(HapError, match=f"{path} is not a checkpoint of hap.*; weights=FILE reads other"):
+            composed("eval", f"ckpt_path={path}")
 
 
 def test_what_does_not_say_it(trained, tmp_path):

@@ -11,11 +11,12 @@ import torch
 from conftest import TINY, TINY_PRETRAIN, config
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hap.benchmarks.pose3d import peak_bytes
 from hap.data.samplers import BatchPlan
 from hap.errors import HapError
 from hap.flops import peak_of
-from hap.memory import step_memory
-from hap.runner import build, run
+from hap.memory import HEADROOM, step_memory
+from hap.runner import build, build_trainer, run
 
 
 class HostReads(TorchDispatchMode):
@@ -92,6 +93,13 @@ def test_without_a_terminal_progress_is_lines(luperson, tmp_path, caplog):
     ]
     assert all("train/loss" in line for line in lines[1:])
     assert lines[-1].endswith("(0:00:00 left)")
+
+
+@pytest.mark.parametrize("switch", ["callbacks.progress=null", "trainer.enable_progress_bar=false"])
+def test_either_switch_turns_the_bar_off(tmp_path, switch):
+    """Lightning would show its own, in log files too."""
+    trainer = build_trainer(config("train", "experiment=pretrain_hap", "trainer=cpu", switch), tmp_path)
+    assert trainer.progress_bar_callback is None
 
 
 def test_any_seed_trains(luperson, tmp_path):
@@ -186,6 +194,21 @@ def test_people_are_told_apart_in_float32(market, experiment):
     assert {logits.dtype for logits in outputs.logits} == {torch.float32}
 
 
+@pytest.mark.parametrize(("precision", "exact"), [("32-true", True), ("bf16-mixed", False)])
+def test_what_is_called_float32_is_not_rounded(tmp_path, monkeypatch, precision, exact):
+    """Whatever the process was set to before."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", exact)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        overrides = ("experiment=pretrain_hap", "trainer=cpu", f"trainer.precision={precision}")
+        build_trainer(config("train", *overrides), tmp_path)
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cudnn.allow_tf32 is not exact
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize(
     ("name", "peak"),
     [
@@ -236,6 +259,19 @@ def test_memory_is_what_real_tensors_take(luperson, market, experiment, precisio
     assert memory.per_pass + 6 * memory.per_image == pytest.approx(expected, rel=0.01)
     assert memory.state == sum(4 * (4 if p.requires_grad else 1) * p.numel() for p in task.parameters())
     assert memory.input == sum(value[0].nbytes for value in batch.values())
+
+
+@pytest.mark.parametrize(("images", "micro"), [(8, 8), (32, 8)])
+def test_peak_of_a_step_is_within_the_headroom(luperson, images, micro):
+    """As deep as the paper's: beside what is kept, there is a layer's worth of gradients at a time."""
+    depth = ["img_size=[128,64]", "model.embed_dim=64", "model.depth=12"]
+    depth += ["task.model.decoder_embed_dim=64", "task.model.decoder_depth=8"]
+    task, batch = task_and_batch("pretrain_hap", luperson, images, *depth)
+    memory = step_memory(task.train(), {name: value[0] for name, value in batch.items()}, "32-true")
+    task.micro_batch_size = micro
+    kept = memory.per_pass + micro * memory.per_image
+    most = (kept + memory.state / 4) / HEADROOM  # with all gradients
+    assert kept < peak_bytes(lambda: gradients(task, batch)) < most
 
 
 def test_memory_of_the_paper_model():

@@ -105,6 +105,10 @@ def test_a_file_of_a_repository_can_be_named(caches, tmp_path):
             r"Fetch https://\S+/someone/nothing/resolve/main/model.safetensors elsewhere and give",
         ),
         ("drawn", "comes without .*hap_drawn.safetensors"),
+        (
+            "s3://bucket/x.pth",
+            r"s3://bucket/x\.pth: no such weight file\. Names are drawn, timm:NAME, hf:OWNER",
+        ),
     ],
 )
 def test_names_that_lead_nowhere_say_what_to_do(caches, monkeypatch, name, message):

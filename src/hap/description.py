@@ -81,8 +81,10 @@ def read_description(path: Path) -> dict[str, Any]:
         # The weights stay on the disk until the run loads them.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
+        content = None
+    if not isinstance(content, dict) or "state_dict" not in content:
         content = read_checkpoint(path)  # says what is wrong with it
-    return checked(content.get("hap") if isinstance(content, dict) else None, path)
+    return checked(content.get("hap"), path)
 
 
 def checked(description: Any, path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hap.data.base import DataModule
 from hap.data.samplers import BatchPlan
@@ -65,6 +66,16 @@ def plan_batches(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, ta
         raise HapError(
             f"total_batch_size={cfg.total_batch_size} leaves some of the {trainer.world_size} devices without an "
             "image: raise it, or lower trainer.devices"
+        )
+    if (
+        trainer.world_size > 1
+        and trainer.strategy.root_device.type == "cpu"
+        and cfg.trainer.get("sync_batchnorm")
+        and any(isinstance(m, _BatchNorm) for m in task.modules())
+    ):
+        raise HapError(
+            "batch norms are synchronised between GPUs only: train this model on one process of the CPU "
+            "(trainer=cpu), or on GPUs"
         )
     whole_step = BatchPlan.divide(cfg.total_batch_size, None, trainer.world_size)
     sample = datamodule.dataset("train")[0, 0]

@@ -11,6 +11,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -261,13 +262,21 @@ def build_trainer(cfg: DictConfig, run_dir: Path) -> L.Trainer:
         Ranks(),
         *(build(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node),
     ]
-    if (
-        cfg.trainer.precision == "32-true"
-    ):  # then nothing is rounded to TF32; products never are, as features rank
-        torch.backends.cudnn.allow_tf32 = False
+    # Products in float32 are exact, as losses and features are made of them; convolutions where all is float32.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = cfg.trainer.precision != "32-true"
     loggers = [build(n, f"logger.{k}", save_dir=str(run_dir)) for k, n in (cfg.logger or {}).items() if n]
+    if not cfg.trainer.enable_progress_bar:
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    # Without one of ours Lightning would show its own, which fills log files.
+    shown = any(isinstance(c, ProgressBar) for c in callbacks)
     trainer = build(
-        cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False, default_root_dir=str(run_dir)
+        cfg.trainer,
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=str(run_dir),
+        enable_progress_bar=shown,
     )
     trainer.strategy.checkpoint_io = CheckpointFiles()
     return trainer
@@ -286,6 +295,8 @@ def _check_stage(stage: Stage, cfg: DictConfig) -> None:
         raise HapError(
             f"{stage} needs a model: ckpt_path=FILE for a checkpoint of this task, weights=FILE for an encoder"
         )
+    if stage != "train" and cfg.ckpt_path is not None and cfg.weights is not None:
+        raise HapError("ckpt_path=FILE has all weights of its model: leave weights= out, or ckpt_path=")
     if cfg.synthetic and cfg.body is not None and "synthetic" not in cfg.body._target_:
         raise HapError("synthetic=true is of drawn people: add body=drawn")
     if cfg.weights is None and weights_options(cfg) != weights_options(OmegaConf.structured(Root)):

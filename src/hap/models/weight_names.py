@@ -72,6 +72,10 @@ def locate(weights: str | Path, sha256: str | None = None) -> Located:
     if colon and scheme in ("https", "http"):
         return Located(_from_url(name, sha256), _licence_of_file(urlsplit(name).path) or UNKNOWN_LICENCE)
     path = Path(name).expanduser()
+    if not path.exists():
+        raise HapError(
+            f"{name}: no such weight file. Names are drawn, timm:NAME, hf:OWNER/REPO[/FILE] and https://..."
+        )
     return Located(path, _licence_of_file(path.name))
 
 

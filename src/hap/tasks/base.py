@@ -199,11 +199,6 @@ class Task(L.LightningModule):
 
     def on_train_start(self) -> None:
         """A resumed run has the learning rate and decay of its configuration, not those in the checkpoint."""
-        if self.device.type == "cpu" and any(isinstance(m, nn.SyncBatchNorm) for m in self.model.modules()):
-            raise HapError(
-                "batch norms are synchronised between GPUs only: train this model on one process of the CPU "
-                "(trainer=cpu), or on GPUs"
-            )
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
         scheduler: Any = self.lr_schedulers()
         configured, schedule = self._optimizer()
