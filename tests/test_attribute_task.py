@@ -353,13 +353,10 @@ def test_undefined_recalls_are_named(root, trained, tmp_path, caplog):
 def test_from_python(root, trained, tmp_path):
     """The same as the program, for images of any size in memory."""
     table = predict(tmp_path / "run", trained / "checkpoints/last.ckpt", root)
-    model = hap.load_model(trained / "checkpoints/last.ckpt")
+    model = hap.load(trained / "checkpoints/last.ckpt")
     images = [decode_image(Path(row[0]).read_bytes()) for row in table[1:6]]
-    probability = hap.predict_attributes(model, images)
-    assert model.labels["attributes"] == list(NAMES)
-    np.testing.assert_allclose(probability, [[float(x) for x in row[1:4]] for row in table[1:6]], atol=1e-6)
-    assert hap.predict_attributes(model, [np.zeros((200, 50, 3), np.uint8)]).shape == (1, 3)
-    with pytest.raises(HapError, match="an array"):
-        hap.predict_attributes(model, [np.zeros((200, 50), np.uint8)])
-    with pytest.raises(HapError, match="checkpoint not found"):
-        hap.load_model(tmp_path / "no.ckpt")
+    found = model.predict(images)
+    assert found.names == model.names["attributes"] == tuple(NAMES)
+    expected = [[float(x) for x in row[1:4]] for row in table[1:6]]
+    np.testing.assert_allclose(found.probability, expected, atol=1e-6)
+    assert model.predict(np.zeros((200, 50, 3), np.uint8)).probability.shape == (1, 3)

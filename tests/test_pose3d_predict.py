@@ -166,11 +166,11 @@ def test_a_focal_length_gives_distances_and_leaves_the_picture(checkpoints, pred
     np.testing.assert_allclose(unknown["trans"][:, 2], ratio * known["trans"][:, 2], rtol=1e-5)
     np.testing.assert_allclose(unknown["trans"][:, :2], known["trans"][:, :2], atol=1e-4)
 
-    model = hap.load_model(checkpoints("hmr2"))
+    model = hap.load(checkpoints("hmr2"))
     sample = model.transform(image, {"box": np.array(box, np.float32)}, None)
     batch = {name: torch.as_tensor(value)[None] for name, value in sample.items()}
     with torch.no_grad():
-        x, y, z = model(batch).translation[0].tolist()
+        x, y, z = model.task(batch).translation[0].tolist()
     side = 1.25 * 159  # of the crop, whose middle is that of the box
     place = np.array([150, 25]) + np.array([99, 159]) / 2 + 5000 * side / 256 * np.array([x, y]) / z
     for found in (unknown, known):
@@ -397,36 +397,28 @@ def test_in_python(checkpoints, predict, tmp_path):
     places = [[10, 10, 60, 120], [80, 5, 50, 90]]
     boxes = save_boxes(tmp_path / "boxes.csv", *[("a.jpg", *place) for place in places])
     expected = bodies(predict(tmp_path / "in", boxes, "focal=900"))
-    model = hap.load_model(checkpoints("hmr2"))
-    found = hap.predict_bodies(model, image, places, focal=900)
+    model = hap.load(checkpoints("hmr2"))
+    found = model.predict(image, places, focal=900)
     for name in ("pose", "betas", "trans"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found["vertices"], meshes(expected), atol=1e-3)
-    assert model.faces.max() < found["vertices"].shape[1]
-    of_model = hap.predict_bodies(hap.load_model(checkpoints("hmr2"), "focal=900"), image, places)
-    np.testing.assert_array_equal(of_model["trans"], found["trans"])
-    unknown = hap.predict_bodies(model, image, places)
-    np.testing.assert_allclose(
-        unknown["trans"][:, 2], found["trans"][:, 2] * 200 * 5000 / 256 / 900, rtol=1e-5
-    )
+        np.testing.assert_allclose(getattr(found, name), expected[name], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.vertices, meshes(expected), atol=1e-3)
+    assert found.faces.max() < found.vertices.shape[1]
+    of_model = hap.load(checkpoints("hmr2"), "focal=900").predict(image, places)
+    np.testing.assert_array_equal(of_model.trans, found.trans)
+    unknown = model.predict(image, places)
+    np.testing.assert_allclose(unknown.trans[:, 2], found.trans[:, 2] * 200 * 5000 / 256 / 900, rtol=1e-5)
 
-    assert {name: v.shape[0] for name, v in hap.predict_bodies(model, image).items()} == dict.fromkeys(
-        found, 1
-    )
-    nobody = hap.predict_bodies(model, image, np.empty((0, 4)))
-    assert {name: v.shape for name, v in nobody.items()} == {
-        name: (0, *v.shape[1:]) for name, v in found.items()
-    }
+    assert len(model.predict(image).pose) == len(model.predict(image).image) == 1
+    nobody = model.predict(image, np.empty((0, 4)))
+    assert [v.shape for v in nobody[:-1]] == [(0, *v.shape[1:]) for v in found[:-1]]
     for wrong in ([[1, 2, 3]], [[1, 2, 0, 4]]):
         with pytest.raises(HapError, match="x, y, width, height"):
-            hap.predict_bodies(model, image, wrong)
+            model.predict(image, wrong)
     for focal in (0, -1, float("nan"), float("inf")):
         with pytest.raises(HapError, match="focal"):
-            hap.predict_bodies(model, image, places, focal)
+            model.predict(image, places, focal=focal)
     with pytest.raises(HapError, match="uint8"):
-        hap.predict_bodies(model, image / 255)
-    with pytest.raises(HapError, match="of the task Pose3d, not of 2D pose"):
-        hap.predict_pose(model, image)
+        model.predict(image / 255)
 
 
 def test_in_python_with_joints(checkpoints, predict, tmp_path):
@@ -436,22 +428,22 @@ def test_in_python_with_joints(checkpoints, predict, tmp_path):
     boxes = save_boxes(tmp_path / "boxes.csv", ("a.jpg", *place))
     file = poses_of(tmp_path / "2d", tmp_path / "in", boxes, COCO, keypoints)
     expected = bodies(predict(tmp_path / "in", f"keypoints={file}", network="crowdnet"))
-    model = hap.load_model(checkpoints("crowdnet"))
-    found = hap.predict_bodies(model, image, [place], keypoints=keypoints)
+    model = hap.load(checkpoints("crowdnet"))
+    found = model.predict(image, [place], keypoints=keypoints)
     for name in ("pose", "betas", "trans"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(getattr(found, name), expected[name], rtol=1e-4, atol=1e-4)
     low, high = keypoints[0, :, :2].min(0), keypoints[0, :, :2].max(0)
     around = np.concatenate([(low + high) / 2 - 0.6 * (high - low), 1.2 * (high - low)])
     np.testing.assert_allclose(
-        hap.predict_bodies(model, image, keypoints=keypoints)["trans"],
-        hap.predict_bodies(model, image, [around], keypoints=keypoints)["trans"],
+        model.predict(image, keypoints=keypoints).trans,
+        model.predict(image, [around], keypoints=keypoints).trans,
         rtol=1e-3,
     )
     with pytest.raises(HapError, match="given 2D joints"):
-        hap.predict_bodies(model, image, [place])
+        model.predict(image, [place])
     for wrong in (keypoints[0], keypoints[:, :16], some_joints(2)):
         with pytest.raises(HapError, match=r"\(P, 17, 3\)"):
-            hap.predict_bodies(model, image, [place], keypoints=wrong)
+            model.predict(image, [place], keypoints=wrong)
 
 
 def test_another_body_is_refused(checkpoints, predict, tmp_path):
@@ -465,4 +457,4 @@ def test_another_body_is_refused(checkpoints, predict, tmp_path):
     with pytest.raises(HapError, match="was trained with the body drawn"):
         predict(tmp_path / "in", *body)
     with pytest.raises(HapError, match="was trained with the body drawn"):
-        hap.load_model(checkpoints("hmr2"), *body)
+        hap.load(checkpoints("hmr2"), *body)

@@ -245,20 +245,20 @@ def test_in_python(checkpoint, predict, tmp_path):
     picture(tmp_path / "in/a.jpg", 200, 150)
     (tmp_path / "boxes.csv").write_text("image,x,y,w,h\na.jpg,10,10,60,120\na.jpg,80,5,50,90\n")
     poses, _ = read(predict(tmp_path / "in", f"boxes={tmp_path}/boxes.csv"))
-    model = hap.load_model(checkpoint)
+    model = hap.load(checkpoint)
     image = decode_image((tmp_path / "in/a.jpg").read_bytes())
-    found = hap.predict_pose(model, image, [[10, 10, 60, 120], [80, 5, 50, 90]])
-    assert found.shape == (2, 17, 3)
-    for keypoints, annotation in zip(found, poses["annotations"], strict=True):
+    found = model.predict(image, [[10, 10, 60, 120], [80, 5, 50, 90]])
+    assert found.keypoints.shape == (2, 17, 3)
+    for keypoints, annotation in zip(found.keypoints, poses["annotations"], strict=True):
         expected = np.reshape(annotation["keypoints"], (17, 3))[:, :2]
         np.testing.assert_allclose(keypoints[:, :2], expected, atol=1e-2)
-    assert hap.predict_pose(model, image).shape == (1, 17, 3)
-    assert hap.predict_pose(model, image, np.empty((0, 4))).shape == (0, 17, 3)
+    assert model.predict(image).keypoints.shape == (1, 17, 3)
+    assert model.predict(image, np.empty((0, 4))).keypoints.shape == (0, 17, 3)
     for wrong in ([[1, 2, 3]], [[1, 2, 0, 4]]):
         with pytest.raises(HapError, match="x, y, width, height"):
-            hap.predict_pose(model, image, wrong)
+            model.predict(image, wrong)
     with pytest.raises(HapError, match="uint8"):
-        hap.predict_pose(model, image / 255)
+        model.predict(image / 255)
 
 
 def test_joints_are_drawn_above_a_threshold_by_their_side():

@@ -53,7 +53,7 @@ def check(model: PoseViT, files: list[Path]) -> None:
     assert [file.name for file in files] == ["coco.ckpt", "aic.ckpt", "mpii.ckpt"]
     images = torch.randn(2, 3, 64, 48)
     for source, (file, (skeleton, codec)) in enumerate(zip(files, EXPECTED.values(), strict=True)):
-        task = hap.load_model(file)
+        task = hap.load(file).task
         assert task.skeleton == skeleton
         assert [type(own) for own in task.codecs] == [codec]
         assert task.codecs[0].heatmap_size == (16, 12)
@@ -105,9 +105,9 @@ def test_parts_of_a_run_are_evaluated_each_on_its_set(drawn, tmp_path):
 
 def test_the_experiment_of_the_set_beside_a_part_agrees(model, tmp_path):
     path = split(trained(model, tmp_path / "last.ckpt"), tmp_path)[1]
-    assert hap.load_model(path, "experiment=pose2d_aic", *SMALL).labels["joints"] == list(AIC.joints)
+    assert hap.load(path, "experiment=pose2d_aic", *SMALL).names["joints"] == tuple(AIC.joints)
     with pytest.raises(HapError, match=r"task\.model\.num_joints: 16 here, 14 in the checkpoint"):
-        hap.load_model(path, "experiment=pose2d_mpii", *SMALL)
+        hap.load(path, "experiment=pose2d_mpii", *SMALL)
 
 
 def test_a_part_begins_another_training(model, tmp_path):

@@ -7,17 +7,11 @@ from importlib import import_module
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.1.0"
-__all__ = ["HapError", "create_encoder", "load_model", "predict_attributes", "predict_bodies", "predict_pose"]
+__all__ = ["HapError", "create_encoder", "load"]
 
 from hap.errors import HapError
 
-_HOME = {
-    "create_encoder": "hap.models.vit",
-    "load_model": "hap.inference",
-    "predict_attributes": "hap.inference",
-    "predict_bodies": "hap.inference",
-    "predict_pose": "hap.inference",
-}
+_HOME = {"create_encoder": "hap.models.vit", "load": "hap.inference"}
 
 
 def __getattr__(name: str):

@@ -52,7 +52,7 @@ class ImageRecord(Encoded):
         return read_file(self.path)
 
     def annotations(self) -> dict[str, Any]:
-        return _nothing_known(self.part)
+        return nothing_known(self.part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,10 @@ class FrameRecord:
         return self.video.read(self.frame)
 
     def annotations(self) -> dict[str, Any]:
-        return _nothing_known(self.part)
+        return nothing_known(self.part)
 
 
-def _nothing_known(part: str) -> dict[str, Any]:
+def nothing_known(part: str) -> dict[str, Any]:
     """All 17 keypoints missing; `is_query` says for which key the image was given."""
     return {"keypoints": np.zeros((17, 3), np.float32), "is_query": part == "query"}
 

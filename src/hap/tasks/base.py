@@ -52,7 +52,6 @@ class Task(L.LightningModule):
     labels: Mapping[
         str, Sequence[str]
     ] = {}  # names of the classes, in the order of outputs; set by the runner
-    transform: Any = None  # of one image, to evaluate; set by hap.load_model
     description: dict[str, Any] | None = None  # what a checkpoint says of itself; set by the runner
     best_of: str | None = None  # the score by which the best epoch is kept, where validation is not the test
     lowest_is_best = False  # whether that score is an error
