@@ -8,15 +8,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hap.config import CONF_DIR
 from hap.errors import HapError
@@ -29,12 +33,16 @@ STATUS, RESULTS = "status.json", "results.json"
 
 
 @contextmanager
-def recorded(run_dir: Path, program: str, overrides: Sequence[str]) -> Iterator[None]:
+def recorded(
+    run_dir: Path, program: str, overrides: Sequence[str], changed: Mapping[str, Any] | None = None
+) -> Iterator[None]:
     """Keep `status.json` while a run is held: `state` is "running", and at the end of the block "finished", "stopped"
-    (a signal) or "failed", then with the `error` as it is told. A process that is killed leaves it at "running"."""
+    (a signal) or "failed", then with the `error` as it is told. A process that is killed leaves it at "running".
+    `changed` is what `changed_keys` gives."""
     start = {
         "program": program,
         "overrides": list(overrides),
+        "changed": dict(changed or {}),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -65,6 +73,34 @@ def read_status(run_dir: Path) -> dict[str, Any]:
     if running and not here and not is_held(run_dir):
         status["state"] = "killed"
     return status
+
+
+UNSET = "(not set)"  # on the side of a change that lacks the key
+
+
+def changed_keys(cfg: DictConfig) -> dict[str, list[Any]]:
+    """{key: [by default, here]} of a program that Hydra has started: where its configuration differs from the
+    experiment's own, references as they are written. {} where Hydra did not start it, or the experiment alone makes
+    no configuration."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    experiment = [o for o in hydra.overrides.task if o.lstrip("+").startswith("experiment=")]
+    try:
+        default = compose(hydra.job.config_name, experiment)
+    except (HydraException, OmegaConfBaseException):
+        return {}
+    before, here = (_leaves(OmegaConf.to_container(node, resolve=False)) for node in (default, cfg))
+    pairs = {key: [before.get(key, UNSET), here.get(key, UNSET)] for key in (before | here)}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _leaves(node: Any, key: str = "") -> dict[str, Any]:
+    """{dotted key: value} of nested dicts."""
+    if not isinstance(node, dict) or not node:
+        return {key: node}
+    parts = (_leaves(part, f"{key}.{name}" if key else str(name)) for name, part in node.items())
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def write_start(cfg: DictConfig, run_dir: Path, weights: LoadReport | None) -> None:

@@ -26,7 +26,14 @@ from hap.people import find_people
 from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
 from hap.ranks import Ranks
-from hap.record import git_revision, recorded, results_before, write_results, write_start
+from hap.record import (
+    changed_keys,
+    git_revision,
+    recorded,
+    results_before,
+    write_results,
+    write_start,
+)
 from hap.reports.page import write_report
 from hap.run_folder import hold
 from hap.schema import Root
@@ -56,7 +63,7 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     with hold(run_dir, cfg.resume == "auto"):
         try:
-            with recorded(run_dir, stage, overrides):
+            with recorded(run_dir, stage, overrides, changed_keys(cfg)):
                 return _run(stage, cfg, run_dir)
         finally:
             _report(run_dir)

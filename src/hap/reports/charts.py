@@ -192,10 +192,11 @@ class _Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
+        """About five round numbers."""
         if self.logarithmic:
             first, last = math.ceil(self.low), math.floor(self.high)
             return [10.0**e for e in range(first, last + 1, 1 + (last - first) // 5)]
-        step = (self.high - self.low) / 4
+        step = (self.high - self.low) / 5
         size = 10.0 ** math.floor(math.log10(step))
         step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= step * 0.999)
         count = math.floor(self.high / step) - math.ceil(self.low / step)

@@ -57,13 +57,16 @@ def write_report(folder: Path) -> Path:
 
     Raises HapError if the folder is none of a run, or cannot be written to.
     """
-    if not folder.is_dir():
-        raise HapError(f"there is no folder {printable(str(folder))}")
-    if not is_run(folder):
-        raise HapError(
-            f"{printable(str(folder))} has nothing of a run in it: hap report FOLDER takes the folder of a run"
-        )
-    return write_page(folder / REPORT, render("run.html", **_contents(read_run(folder))))
+    try:
+        if not folder.is_dir():
+            raise HapError(f"there is no folder {printable(str(folder))}")
+        if not is_run(folder):
+            raise HapError(
+                f"{printable(str(folder))} has nothing of a run in it: hap report FOLDER takes the folder of a run"
+            )
+        return write_page(folder / REPORT, render("run.html", **_contents(read_run(folder))))
+    except OSError as error:  # no permission to look into it
+        raise HapError(f"{printable(str(folder))}: {error.strerror}") from error
 
 
 def write_page(path: Path, page: str) -> Path:
@@ -107,16 +110,18 @@ def _contents(run: Run) -> dict[str, Any]:
 def _facts(run: Run) -> dict[str, list[str]]:
     """{what: lines}; those of which nothing is known are left out."""
     about, weights = run.environment, run.weights
-    program = f"hap {run.program}" if run.program else "hap"
+    command = f"hap {run.program or '...'} {' '.join(map(_argument, run.overrides))}"
+    last = " of the last part" if run.parts > 1 else ""
     packages = about.get("packages")
     versions = packages if isinstance(packages, dict) else {}
     devices = about.get("devices")
     took = run.results.get("seconds")
     facts: dict[str, list[Any]] = {
-        "command": [shlex.join([*program.split(), *run.overrides])] if run.program or run.overrides else [],
-        "started": [run.status.get("started")],
-        "ended": [run.status.get("ended")],
-        "took": [f"{clock(int(took))} (h:mm:ss)" if took is not None and 0 <= took < 1e9 else None],
+        "command": [command] if run.program or run.overrides else [],
+        "parts": [f"{run.parts}, as it was resumed" if run.parts > 1 else None],
+        f"start{last}": [run.status.get("started")],
+        f"end{last}": [run.status.get("ended")],
+        f"time{last}": [f"{clock(int(took))} (h:mm:ss)" if took is not None and 0 <= took < 1e9 else None],
         "machine": [run.status.get("host"), about.get("host")],
         "devices": list(devices) if isinstance(devices, list) and devices else ["no GPU"] if about else [],
         "revision": [about.get("git")],
@@ -135,11 +140,11 @@ def _facts(run: Run) -> dict[str, list[str]]:
     return {what: lines for what, lines in shown.items() if lines}
 
 
-def _importance(name: str) -> int:
-    """What was measured comes before how it was trained."""
+def _importance(name: str) -> tuple[int, bool]:
+    """What was measured comes before how it was trained, a loss before its parts."""
     stages = ("test", "best_val", "val", "probe", "train", "perf")
     stage = name.partition("/")[0]
-    return stages.index(stage) if stage in stages else len(stages)
+    return (stages.index(stage) if stage in stages else len(stages)), not name.endswith("/loss")
 
 
 # Of what a training logs, that which is no loss.
@@ -149,7 +154,7 @@ _SCHEDULE = ("lr", "grad_norm", "clipped")
 def _charts(run: Run) -> dict[str, list[str]]:
     """{heading: charts}: what training, validation and probe call by one name is in one of them."""
     groups: dict[tuple[str, str], dict[str, tuple[np.ndarray, np.ndarray]]] = {}
-    for name, series in run.metrics.items():
+    for name, series in sorted(run.metrics.items(), key=lambda item: not item[0].endswith("/loss")):
         stage, _, quantity = name.rpartition("/")
         speed = stage == "perf" or quantity in _SCHEDULE
         groups.setdefault(("perf" if speed else "", quantity), {})[stage or name] = series
@@ -204,6 +209,11 @@ def _config(folder: Path) -> str:
 def _link(name: str) -> str:
     """Of a file beside the report, whatever its name is made of."""
     return f"./{quote(os.fsencode(name))}"
+
+
+def _argument(text: str) -> str:
+    """As one types it in a shell; Hydra's own quotes stay readable."""
+    return f'"{text}"' if "'" in text and not set(text) & set('"$`\\\\!') else shlex.quote(text)
 
 
 def _value(value: Any) -> str:

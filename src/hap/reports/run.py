@@ -5,9 +5,10 @@ What is missing or cannot be read is left out and said; nothing of it ends the r
 
 import csv
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from hap.record import STATUS, read_status
 from hap.run_folder import is_held
 
 UNREAD = "files that cannot be read"  # among the troubles
-SHOWN = 20  # lines of each kind of trouble
+SHOWN, LETTERS = 20, 400  # lines of each kind of trouble, and letters of a line
 
 # Any of these makes a folder that of a run.
-_TRACES = (STATUS, "config.yaml", "results.json", "environment.json", "logs", ".lock")
+_TRACES = (STATUS, "config.yaml", "results.json", "environment.json", ".lock")
 _PICTURE = re.compile(r"(.+?)(?:_step(\d{1,15}))?\.png", re.S)
 _LOGGED = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+ (WARNING|ERROR|CRITICAL) [\w.]+: (.*)", re.S)
 
@@ -46,7 +47,8 @@ class Run:
     results: dict[str, float]
     protocol: dict[str, Any]
     metrics: dict[str, tuple[np.ndarray, np.ndarray]]  # {name: (steps (N,), values (N,))}, float64, by step
-    resumed: list[float]  # the first logged step of each part but the first
+    resumed: list[float]  # the first step that each part but the first logged
+    parts: int  # in which it ran: one more than it was resumed
     pictures: dict[
         str, list[tuple[int | None, Path]]
     ]  # by step; None for those of an evaluation, which are last
@@ -64,9 +66,10 @@ def read_run(folder: Path) -> Run:
         raise HapError(f"there is no folder {printable(str(folder))}")
     unread: list[str] = []
     resumed_configs = _files(folder, "config_resumed_*.yaml")
-    config = _yaml((resumed_configs or [folder / "config.yaml"])[-1], unread)
+    config = _mapping((resumed_configs or [folder / "config.yaml"])[-1], _yaml, unread)
     environment, weights, results = (
-        _json(folder / f"{name}.json", unread) for name in ("environment", "weights", "results")
+        _mapping(folder / f"{name}.json", json.loads, unread)
+        for name in ("environment", "weights", "results")
     )
     status = read_status(folder)
     if not status:
@@ -78,15 +81,17 @@ def read_run(folder: Path) -> Run:
             status["program"] = known[1]
     changed, overrides, protocol = status.get("changed"), status.get("overrides"), results.get("protocol")
     metrics, resumed = _metrics(folder, unread)
-    troubles = _bad_samples(folder) | _logged(folder)
+    troubles = _bad_samples(folder, unread) | _logged(folder, unread)
     if unread:
         troubles[UNREAD] = unread
+    overrides = [str(o) for o in overrides] if isinstance(overrides, list) else []
+    experiment = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "")
     return Run(
         folder=folder,
-        name=str(config.get("name") or folder.absolute().name),
+        name=str(config.get("name") or experiment or folder.absolute().name),
         program=str(status.get("program", "")),
         status=status,
-        overrides=[str(o) for o in overrides] if isinstance(overrides, list) else [],
+        overrides=overrides,
         config=config,
         changed={
             key: (pair[0], pair[1])
@@ -95,10 +100,11 @@ def read_run(folder: Path) -> Run:
         },
         environment=environment,
         weights=weights,
-        results={name: value for name, value in results.items() if isinstance(value, int | float)},
+        results={name: _float(value) for name, value in results.items() if isinstance(value, int | float)},
         protocol=protocol if isinstance(protocol, dict) else {},
         metrics=metrics,
         resumed=resumed,
+        parts=1 + len(resumed_configs),
         pictures=_pictures(folder),
         tables=_files(folder, "*.csv"),
         troubles=troubles,
@@ -110,26 +116,20 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     return sorted(p for p in folder.glob(pattern) if p.is_file() and not p.is_symlink())
 
 
-def _json(path: Path, unread: list[str]) -> dict[str, Any]:
+def _mapping(path: Path, parse: Callable[[str], Any], unread: list[str]) -> dict[str, Any]:
+    """{} where there is none."""
+    if not path.is_file():
+        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        unread.append(f"{path.name}: {error}")
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _yaml(path: Path, unread: list[str]) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
-    except FileNotFoundError:
-        return {}
+        content = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         unread.append(f"{path.name}: {error}")
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, yaml.CSafeLoader)
 
 
 def _metrics(folder: Path, unread: list[str]) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[float]]:
@@ -165,7 +165,7 @@ def _rows(path: Path) -> Iterator[tuple[float, str, float]]:
     """(step, name, value) for every value of a table. A last line without an end is one that is being written, or
     was when the run was killed."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    for row in csv.DictReader(lines):
+    for row in csv.DictReader(lines, quoting=csv.QUOTE_NONE):
         try:
             step = float(row.pop("step") or "nan")
         except (KeyError, ValueError):
@@ -190,29 +190,43 @@ def _pictures(folder: Path) -> dict[str, list[tuple[int | None, Path]]]:
     }
 
 
-def _bad_samples(folder: Path) -> dict[str, list[str]]:
+def _lines(path: Path, unread: list[str], errors: str = "replace") -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8", errors=errors) as file:
+            yield from file
+    except OSError as error:
+        unread.append(f"{path.name}: {error.strerror}")
+
+
+def _bad_samples(folder: Path, unread: list[str]) -> dict[str, list[str]]:
     """Those of all ranks, by split."""
     found: dict[str, list[str]] = {}
     for path in _files(folder, "bad_samples_*.txt"):
         split = re.sub(r"bad_samples_(.*?)(_rank\d+)?\.txt", r"\1", path.name)
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-        found.setdefault(f"bad samples, {split}", []).extend(text.splitlines())
+        found.setdefault(f"bad samples, {split}", []).extend(_lines(path, unread, "surrogateescape"))
     return {what: _some(lines) for what, lines in found.items() if lines}
 
 
-def _logged(folder: Path) -> dict[str, list[str]]:
+def _logged(folder: Path, unread: list[str]) -> dict[str, list[str]]:
     """Warnings and errors of the log, each once. Bad samples have a list of their own."""
     counts: Counter[str] = Counter()
     for path in _files(folder, "*.log"):
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                match = _LOGGED.match(line)
-                if match and not match[2].startswith("bad sample "):
-                    counts[match[2].rstrip()] += 1
+        for line in _lines(path, unread):
+            match = _LOGGED.match(line)
+            if match and not match[2].startswith("bad sample "):
+                counts[match[2].rstrip()] += 1
     lines = [f"{text} ({count:,} times)" if count > 1 else text for text, count in counts.items()]
     return {"warnings": _some(lines)} if lines else {}
 
 
 def _some(lines: list[str]) -> list[str]:
-    more = len(lines) - SHOWN
-    return [*lines[:SHOWN], f"and {more:,} more"] if more > 0 else lines
+    shown = [line.rstrip("\r\n") for line in lines[:SHOWN]]
+    cut = [line if len(line) <= LETTERS else f"{line[:LETTERS]}…" for line in shown]
+    return [*cut, f"and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else cut
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON's whole numbers have no end
+        return math.inf
