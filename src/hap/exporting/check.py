@@ -19,7 +19,7 @@ from hap.synthetic.scene import camera
 
 BATCHES = (1, 2, 7)  # images at a time
 TOLERANCE = 1e-4
-HALF_TOLERANCE = 0.02  # of 16 bits: as a share of the largest value of each output
+HALF_TOLERANCE = 0.01  # of 16 bits: as a share of the largest value of each output
 
 
 def drawn_people(size: Size, number: int) -> list[np.ndarray]:

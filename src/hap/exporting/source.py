@@ -1,5 +1,6 @@
 """What is exported: the encoder, or the model of a task, of a checkpoint; or an encoder from any weights."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from hap.tasks.attribute import Attribute
 from hap.tasks.base import Task
 from hap.tasks.pose3d import Pose3d
 from hap.tasks.pretrain import Pretrain
+
+log = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
@@ -77,6 +80,7 @@ def read_source(cfg: DictConfig) -> Source:
     size = size or (256, 128)
     model = ViT(img_size=size, **cfg.model)
     report = load_weights(model, cfg.weights, **weights_options(cfg))
+    log.info("%s", report)
     _check_complete(report)
     name = describe_weights(cfg.weights, report)["name"]
     return Source(model.eval(), size, {"weights": name, "SHA-256": report.sha256}, report.licence)
