@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -346,3 +347,9 @@ def test_it_opens_in_a_browser_without_a_network(trained, dark, tmp_path):
     ]
     brightness = np.mean([int(level) for level in re.findall(r"\d+", found["background"])])
     assert brightness < 60 if dark else brightness > 200
+
+
+def test_the_program_starts_without_what_it_does_not_need():
+    code = "import hap.report, sys; print(sorted({'lightning', 'timm', 'torchmetrics', 'wandb'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

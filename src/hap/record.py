@@ -12,20 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hap.config import CONF_DIR
 from hap.errors import HapError
-from hap.models.checkpoint import LoadReport
 from hap.run_folder import cannot_write, is_held, write_json
+
+if TYPE_CHECKING:
+    from hap.models.checkpoint import LoadReport
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def _leaves(node: Any, key: str = "") -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def write_start(cfg: DictConfig, run_dir: Path, weights: LoadReport | None) -> None:
+def write_start(cfg: DictConfig, run_dir: Path, weights: "LoadReport | None") -> None:
     """Write down what runs, once everything is there that it needs."""
     config = run_dir / "config.yaml"
     if config.exists():
@@ -137,6 +138,8 @@ def read_results(run_dir: Path) -> dict[str, float]:
 
 def results_before(run_dir: Path, steps: int) -> dict[str, float]:
     """Of a training that was resumed when all its steps were taken: what it measured then, if it has written that."""
+    from lightning.pytorch.utilities import rank_zero_only  # takes seconds, which `hap report` does not need
+
     results = read_results(run_dir)
     if results.get("steps") == steps:
         rank_zero_only(log.info)("all %d steps are taken already; results in %s", steps, run_dir)
