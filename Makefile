@@ -30,6 +30,9 @@ demo-pose2d: $(READY)  ## joints of drawn people, from the shipped weights and f
 demo-pose3d: $(READY)  ## bodies of drawn people by the features of the shipped weights, and of none (CPU, minutes)
 	$(BIN)/python scripts/demo_pose3d.py
 
+sweep: $(READY)  ## mask ratios side by side: drawn people, a table, a figure and a page (CPU, minutes)
+	$(BIN)/python -m hap.train -m experiment=demo sweep=mask_ratio
+
 test: $(READY)  ## the fast tests; ARGS="-m slow" for the others
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -51,5 +54,5 @@ gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started ag
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
 
-.PHONY: help install demo demo-reid demo-attribute demo-pose2d demo-pose3d test lint bench gpu clean
+.PHONY: help install demo demo-reid demo-attribute demo-pose2d demo-pose3d sweep test lint bench gpu clean
 .DEFAULT_GOAL := help

@@ -24,8 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hap.config import CONF_DIR, check_hydra, did_you_mean, register, signature_of
 from hap.errors import HapError
-from hap.multirun import is_multirun, job_of_sweep, objective_of
-from hap.reports.sweep import sweep_told
+from hap.multirun import is_multirun, job_of_sweep, objective_of, sweep_told
 
 PROGRAMS = {
     "train": "pre-train or fine-tune: hap train experiment=NAME [key=value ...]",
@@ -85,7 +84,7 @@ def run_with_hydra(
 
     def job(cfg: DictConfig) -> object:
         if is_multirun():
-            with job_of_sweep(command, told):
+            with job_of_sweep(config_name, command, told):
                 return objective_of(cfg, whole(cfg))
         # inside the job too: Hydra adds lines of its own to an exception that leaves it
         with readable_errors(config_name):
@@ -187,6 +186,8 @@ def describe(error: Exception, config_name: str = "train") -> str:
         return f"{message}\nor ckpt_path=FILE: a checkpoint of hap knows its own; weights=FILE does not"
     if match := re.search(r"Could not find '([\w/]+)/([^']+)'", message):
         group, name = match.groups()
+        if extra := _EXTRAS.get(f"{group}/{name}"):
+            return f'{group}={name} needs a package that is not installed: pip install "hap[{extra}]"'
         options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
         message = f"there is no {group}={name}{did_you_mean(name, options)}\navailable: {', '.join(options)}"
     elif match := re.search(
@@ -194,6 +195,14 @@ def describe(error: Exception, config_name: str = "train") -> str:
     ):
         message += advice(next(filter(None, match.groups())), config_name)
     return message
+
+
+# Parts of Hydra that packages of their own bring.
+_EXTRAS = {
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/submitit_local": "slurm",
+}
 
 
 def advice(key: str, config_name: str) -> str:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import OmegaConfBaseException
 
 from hap.errors import HapError
+from hap.metrics.direction import lower_is_better
 from hap.run_folder import make_folder
 from hap.schema import ExportRoot, PackRoot, Root, SynthesizeRoot
 
@@ -78,6 +79,7 @@ def register() -> None:
         store.store(name=name, node=node)
     OmegaConf.register_new_resolver("precision", default_precision, replace=True)
     OmegaConf.register_new_resolver("not", operator.not_, replace=True)
+    OmegaConf.register_new_resolver("direction", direction, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", make_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
@@ -97,6 +99,11 @@ def default_precision() -> str:
     if not torch.cuda.is_available():
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def direction(objective: str) -> str:
+    """What a search does with a result of this name."""
+    return "minimize" if lower_is_better(objective) else "maximize"
 
 
 def wandb_offline() -> bool:
@@ -178,6 +185,8 @@ def _key_errors(path: str, node: DictConfig) -> Iterator[str]:
     if dataclasses.is_dataclass(schema):
         known = [f.name for f in dataclasses.fields(schema)]
         known += ["env"] if schema is HydraConf else []  # it puts that there itself
+        if known == ["_target_"]:
+            return  # stands for any of several classes, and knows the arguments of none
         where = f"{path}." if path else ""
         yield from (
             f"there is no key {where}{key!s}{did_you_mean(key, known)}" for key in node if key not in known

@@ -5,17 +5,23 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from hap import ranks
 from hap.config import did_you_mean
+from hap.console import print_table
 from hap.errors import HapError
+from hap.record import STATUS, recorded
+from hap.reports.sweep import is_sweep, read_sweep, table
+from hap.reports.sweep_page import write_sweep_report
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +35,14 @@ def is_multirun() -> bool:
 
 
 @contextmanager
-def job_of_sweep(command: list[str], told: Callable[[Exception], str | None]) -> Iterator[None]:
+def job_of_sweep(program: str, command: list[str], told: Callable[[Exception], str | None]) -> Iterator[None]:
     """A job, in Hydra's frame of it. What it raises is told at once, in its own log too, and is then Hydra's, which
     goes on with the next job and in the end raises the first failure. The other ranks of a distributed job are started
     for this job alone.
 
     Args:
-        command: the command line without overrides: the program, and options such as `--config-dir DIR`.
+        program: its name, for the record of a job that fails before it has one.
+        command: the command line without overrides: what is run, and options such as `--config-dir DIR`.
         told: the message of an error of the user's; None for any other, which is told with its traceback.
     """
     hydra = cast(DictConfig, HydraConfig.get())
@@ -51,6 +58,10 @@ def job_of_sweep(command: list[str], told: Callable[[Exception], str | None]) ->
     except Exception as error:
         message = told(error)
         log.error("job %s failed: %s", hydra.job.num, message or error, exc_info=message is None)
+        folder = Path(hydra.runtime.output_dir)
+        if not (folder / STATUS).exists():
+            with suppress(Exception), recorded(folder, program, hydra.overrides.task):
+                raise
         _forget_frames(error)
         raise
     finally:
@@ -87,3 +98,39 @@ def _end_ranks() -> None:
     ranks.call_off_end()
     for name in _OF_RANKS:
         os.environ.pop(name, None)
+
+
+class SweepTable(Callback):
+    """Hydra's callback: notes where the jobs of a multirun are."""
+
+    folder: ClassVar[Path | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepTable.folder = Path(config.hydra.sweep.dir).absolute()
+
+
+@contextmanager
+def sweep_told() -> Iterator[None]:
+    """At the end of a multirun in this block, whichever way it ends: its tables, in its folder and on the console."""
+    SweepTable.folder = None
+    try:
+        yield
+    except ValueError as error:
+        if SweepTable.folder is None or "No trials are completed" not in str(error):
+            raise
+        raise HapError("no trial of the search has finished; the table has what became of each") from error
+    finally:
+        if SweepTable.folder is not None:
+            _tell(SweepTable.folder)
+
+
+def _tell(folder: Path) -> None:
+    if not is_sweep(folder):
+        return  # nothing has run
+    sweep = read_sweep(folder)
+    print_table(*table(sweep, sweep.measured[:2]))  # a line has no room for all
+    print("\n".join([*sweep.errors, sweep.summary]))
+    try:
+        print(f"all results and figures: {write_sweep_report(folder)}")
+    except HapError as error:
+        log.warning("%s", error)

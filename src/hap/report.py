@@ -1,4 +1,4 @@
-"""`python -m hap.report FOLDER [FOLDER ...]`: `report.html` of runs that are over, running or killed."""
+"""`python -m hap.report FOLDER [FOLDER ...]`: `report.html` of runs and sweeps that are over, running or killed."""
 
 import argparse
 import sys
@@ -6,20 +6,22 @@ from pathlib import Path
 
 from hap.errors import HapError
 from hap.reports.page import write_report
+from hap.reports.sweep import is_sweep
+from hap.reports.sweep_page import write_sweep_report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="hap report",
-        description="Put what a run has left together in one file, report.html, in its folder.",
+        description="Put what a run or a sweep has left together in one file, report.html, in its folder.",
     )
     parser.add_argument(
-        "folder", nargs="+", type=Path, help="of a run, also one that is running or was killed"
+        "folder", nargs="+", type=Path, help="of a run or a sweep, also one that is running or was killed"
     )
     failed = False
     for folder in parser.parse_args().folder:
         try:
-            print(write_report(folder))
+            print((write_sweep_report if is_sweep(folder) else write_report)(folder))
         except HapError as error:
             print(f"hap: {error}", file=sys.stderr)
             failed = True

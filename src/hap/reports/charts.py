@@ -27,6 +27,7 @@ def line_chart(
     *,
     spread: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     marks: Sequence[float] = (),
+    joined: bool = True,
 ) -> str:
     """Lines of one kind of value, with a legend that gives the last of each.
 
@@ -38,6 +39,7 @@ def line_chart(
         series: {label: (x (N,), y (N,))}. If any x is no number, all are categories, in the order in which they come.
         spread: {label: (low (N,), high (N,))}, a band around a line.
         marks: x at which a dashed line is drawn.
+        joined: whether the points of a series are on a line, or stand alone.
 
     Returns:
         markup, all texts escaped. To stand alone in a file it needs `xmlns`.
@@ -64,7 +66,7 @@ def line_chart(
         for m in marks
     ]
     for line in lines:
-        parts += line.drawn(across, up, top, categories)
+        parts += line.drawn(across, up, top, categories, joined)
     for x, row, entry, text in legend:
         y = 15 + row * _LINE
         if entry is None:
@@ -125,7 +127,9 @@ class _Line:
         dashes = ' stroke-dasharray="6 3"' if self.number >= len(COLOURS) else ""
         return f'class="s{self.number % len(COLOURS)}" stroke="{self.colour}" color="{self.colour}"{dashes}'
 
-    def drawn(self, across: "_Axis", up: "_Axis", top: int, categories: list[str] | None) -> list[str]:
+    def drawn(
+        self, across: "_Axis", up: "_Axis", top: int, categories: list[str] | None, joined: bool
+    ) -> list[str]:
         parts, there = [], np.isfinite(self.y)
         # Runs of finite values, each a piece of the line.
         cuts = np.flatnonzero(np.diff(there.astype(int))) + 1
@@ -143,12 +147,12 @@ class _Line:
             "M" + "L".join(f"{a:.1f},{b:.1f}" for a, b in zip(across(self.x[p]), up(self.y[p]), strict=True))
             for p in pieces
         )
-        if path:
+        if path and joined:
             parts.append(
                 f'<path d="{path}" {self.stroke} fill="none" stroke-width="1.8" stroke-linejoin="round" '
                 'stroke-linecap="round"/>'
             )
-        if len(self.x) <= _DOTS:
+        if len(self.x) <= _DOTS or not joined:
             for x, y in zip(self.x[there], self.y[there], strict=True):
                 where = categories[int(x)] if categories else number(x)
                 parts.append(

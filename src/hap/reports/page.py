@@ -34,8 +34,8 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(values)
 
 
-def data_uri(path: Path) -> str:
-    """A picture as JPEG inside of a page, at most `WIDEST` pixels wide.
+def data_uri(path: Path, widest: int = WIDEST) -> str:
+    """A picture as JPEG inside of a page, at most `widest` pixels wide.
 
     Raises HapError if it cannot be read: it may be half-written."""
     try:
@@ -43,8 +43,8 @@ def data_uri(path: Path) -> str:
     except (OSError, BadSample) as error:
         raise HapError(f"{printable(str(path))}: {error}") from error
     height, width = image.shape[:2]
-    if width > WIDEST:
-        size = WIDEST, max(1, round(height * WIDEST / width))
+    if width > widest:
+        size = widest, max(1, round(height * widest / width))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     done, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     if not done:
@@ -103,7 +103,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "tables": tables,
         "troubles": run.troubles | ({UNREAD: unread} if unread else {}),
         "config": _config(run.folder),
-        "files": [(name, _link(name)) for name in sorted(files) if name != REPORT],
+        "files": [(name, link(name)) for name in sorted(files) if name != REPORT],
     }
 
 
@@ -194,7 +194,7 @@ def _table(path: Path, unread: list[str]) -> dict[str, Any] | None:
     cut = [[cell if len(cell) <= CELL else f"{cell[:CELL]}…" for cell in row[:COLUMNS]] for row in rows]
     more = len(rows) > ROWS + 1 or any(len(row) > COLUMNS for row in rows)
     return (
-        {"name": path.name, "link": _link(path.name), "rows": cut[: ROWS + 1], "more": more} if cut else None
+        {"name": path.name, "link": link(path.name), "rows": cut[: ROWS + 1], "more": more} if cut else None
     )
 
 
@@ -206,7 +206,7 @@ def _config(folder: Path) -> str:
         return ""
 
 
-def _link(name: str) -> str:
+def link(name: str) -> str:
     """Of a file beside the report, whatever its name is made of."""
     return f"./{quote(os.fsencode(name))}"
 

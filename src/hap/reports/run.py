@@ -105,7 +105,7 @@ def read_run(folder: Path) -> Run:
         metrics=metrics,
         resumed=resumed,
         parts=1 + len(resumed_configs),
-        pictures=_pictures(folder),
+        pictures=pictures_of(folder),
         tables=_files(folder, "*.csv"),
         troubles=troubles,
     )
@@ -179,7 +179,8 @@ def _rows(path: Path) -> Iterator[tuple[float, str, float]]:
                     continue
 
 
-def _pictures(folder: Path) -> dict[str, list[tuple[int | None, Path]]]:
+def pictures_of(folder: Path) -> dict[str, list[tuple[int | None, Path]]]:
+    """{name: [(step, file)]} in the order of the steps."""
     found: dict[str, list[tuple[int | None, Path]]] = {}
     for path in _files(folder, "pictures/*.png"):
         if match := _PICTURE.fullmatch(path.name):

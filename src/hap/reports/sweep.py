@@ -1,32 +1,24 @@
-"""A sweep: what its jobs gave for which values, read from their folders, as tables, a figure and a page."""
+"""A sweep: what its jobs gave for which values, read from their folders, as tables. (The page is in `sweep_page`.)"""
 
 import csv
 import html
-import logging
 import math
 import os
 import re
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
 
 import yaml
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 
-from hap.console import print_table
 from hap.errors import HapError, printable
 from hap.metrics.direction import lower_is_better, main_score
 from hap.record import read_results, read_status
-
-log = logging.getLogger(__name__)
+from hap.reports.run import is_run
 
 SEED = "seed"  # the key whose values are repetitions
-_OF_A_RUN = ("status.json", "config.yaml", "results.json")
 _KILLED = "killed without a word of its own: memory that ran out, or a signal"
 
 
@@ -83,7 +75,7 @@ class Sweep:
         """The results that are scores or losses, the objective first."""
         names = dict.fromkeys(name for job in self.jobs for name in job.results)
         scores = sorted(name for name in names if name.startswith(("val/", "test/", "probe/", "best_val/")))
-        return [*dict.fromkeys([self.objective] if self.objective else []), *_without(scores, self.objective)]
+        return [*dict.fromkeys([self.objective] if self.objective else []), *without(scores, self.objective)]
 
     @property
     def errors(self) -> list[str]:
@@ -95,20 +87,18 @@ class Sweep:
         """How many jobs ended in which way, and which is best."""
         states = [job.state for job in self.jobs]
         parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-        line = f"{len(states)} jobs: {', '.join(parts)}."
+        line = f"{len(states)} job{'s' * (len(states) > 1)}: {', '.join(parts)}."
         if self.best is not None:
-            line += (
-                f" Best: job {printable(self.best.name)}, {self.objective} {_cell(self.value(self.best))}."
-            )
+            line += f" Best: job {printable(self.best.name)}, {self.objective} {cell(self.value(self.best))}."
         return line
 
     def value(self, job: Job) -> float:
         """Of the objective; NaN where the job has none."""
         return job.results.get(self.objective or "", math.nan)
 
-    def label(self, job: Job, keys: Sequence[str]) -> str:
-        """Its values of some of the keys, such as `ratio=0.5 strategy=block`."""
-        return " ".join(f"{self.short[key]}={job.values.get(key, '-')}" for key in keys)
+    def label(self, values: Mapping[str, str], keys: Sequence[str]) -> str:
+        """Values of some of the keys, such as `ratio=0.5 strategy=block`."""
+        return " ".join(f"{self.short[key]}={brief(values.get(key, '-'))}" for key in keys)
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -127,15 +117,15 @@ def read_sweep(folder: Path) -> Sweep:
 
 def is_sweep(folder: Path) -> bool:
     """Whether this is the folder of a sweep and not that of a run."""
-    return not any((folder / name).exists() for name in _OF_A_RUN) and bool(_job_folders(folder))
+    return not is_run(folder) and bool(_job_folders(folder))
 
 
 def _job_folders(folder: Path) -> list[Path]:
     """In the order of their numbers. A folder of a run is not looked into; a subfolder may be nested by its name."""
     found: list[str] = []
-    for path, folders, files in os.walk(folder):
+    for path, folders, _ in os.walk(folder):
         name = os.path.relpath(path, folder)
-        if name != "." and any(file in files for file in _OF_A_RUN):
+        if name != "." and is_run(Path(path)):
             found.append(name)
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -181,7 +171,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
     return key
 
 
-def _without(names: Sequence[str], name: str | None) -> list[str]:
+def without(names: Sequence[str], name: str | None) -> list[str]:
     return [other for other in names if other != name]
 
 
@@ -200,7 +190,7 @@ class Group:
 
 def over_seeds(sweep: Sweep) -> list[Group]:
     """The objective by the values of all swept keys but the seed, in the order of the jobs."""
-    keys = _without(sweep.keys, SEED)
+    keys = without(sweep.keys, SEED)
     groups: dict[tuple[str, ...], list[float]] = {}
     for job in sweep.jobs:
         if job.values:
@@ -236,21 +226,21 @@ def table(sweep: Sweep, scores: Sequence[str]) -> tuple[list[str], list[list[str
     columns = ["job", *sweep.short.values(), *scores] + ([] if finished else ["state"])
     rows = []
     for job in sweep.jobs:
-        row = [job.name, *(job.values.get(key, "-") for key in sweep.keys)]
-        row += [_cell(job.results.get(name, math.nan)) for name in scores] + ([] if finished else [job.state])
+        row = [job.name, *(brief(job.values.get(key, "-")) for key in sweep.keys)]
+        row += [cell(job.results.get(name, math.nan)) for name in scores] + ([] if finished else [job.state])
         rows.append([printable(text) for text in row])
     return columns, rows
 
 
 def seeds_table(sweep: Sweep) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of text: values, mean and standard deviation of the objective, number of seeds."""
-    keys = _without(sweep.keys, SEED)
+    keys = without(sweep.keys, SEED)
     columns = [*(sweep.short[key] for key in keys), str(sweep.objective), "deviation", "seeds"]
     rows = [
         [
-            *(printable(group.values[key]) for key in keys),
-            _cell(group.mean),
-            _cell(group.spread),
+            *(printable(brief(group.values[key])) for key in keys),
+            cell(group.mean),
+            cell(group.spread),
             str(group.count),
         ]
         for group in over_seeds(sweep)
@@ -276,43 +266,10 @@ def _escaped(text: str) -> str:
     return re.sub(r"([\\|`*\[\]])", r"\\\1", html.escape(text, quote=False))
 
 
-def _cell(value: float) -> str:
+def brief(value: str) -> str:
+    """A value as it was typed; of a number that a search has drawn, the first digits."""
+    return f"{float(value):.4g}" if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", value) else value
+
+
+def cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4g}"
-
-
-class SweepTable(Callback):
-    """Hydra's callback: notes where the jobs of a multirun are."""
-
-    folder: ClassVar[Path | None] = None
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        SweepTable.folder = Path(config.hydra.sweep.dir).absolute()
-
-
-@contextmanager
-def sweep_told() -> Iterator[None]:
-    """At the end of a multirun in this block, whichever way it ends: its tables, in its folder and on the console."""
-    SweepTable.folder = None
-    try:
-        yield
-    except ValueError as error:
-        if SweepTable.folder is None or "No trials are completed" not in str(error):
-            raise
-        raise HapError("no trial of the search has finished; the table has what became of each") from error
-    finally:
-        if SweepTable.folder is not None:
-            _tell(SweepTable.folder)
-
-
-def _tell(folder: Path) -> None:
-    if not is_sweep(folder):
-        return  # nothing has run
-    sweep = read_sweep(folder)
-    print_table(*table(sweep, sweep.measured[:3]))  # a line has no room for all
-    print("\n".join([*sweep.errors, sweep.summary]))
-    try:
-        write_sweep(sweep)
-    except OSError as error:
-        log.warning("the tables of the sweep cannot be written: %s", error)
-    else:
-        print(f"all results: {folder / 'sweep.csv'}")
