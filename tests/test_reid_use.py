@@ -76,7 +76,7 @@ def test_an_evaluation_leaves_scores_curve_and_pictures(market, checkpoint, tmp_
     for name in ("cmc", "best_queries", "worst_queries"):
         picture = cv2.imread(str(tmp_path / f"eval/pictures/{name}.png"))
         assert picture.std() > 10
-        assert list((tmp_path / "eval/wandb").rglob(f"media/images/{name}_*.png"))
+        assert list((tmp_path / "eval/wandb").rglob(f"media/images/pictures/{name}_*.png"))
     best, worst = (cv2.imread(str(tmp_path / f"eval/pictures/{n}_queries.png")) for n in ("best", "worst"))
     assert share(best, SAME) > share(worst, SAME)
     assert share(worst, OTHER) > share(worst, SAME)

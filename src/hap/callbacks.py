@@ -16,7 +16,7 @@ import numpy as np
 import rich
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import default_collate
@@ -25,6 +25,7 @@ from hap.data.files import first_lines
 from hap.data.samplers import fingerprint
 from hap.errors import HapError
 from hap.flops import device_peak
+from hap.loggers import WandbRun
 from hap.plots import write_picture
 from hap.progress import clock, progress
 from hap.spool import Spool, begun, checksum
@@ -245,8 +246,8 @@ def save_picture(trainer: Any, name: str, picture: np.ndarray) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
-        elif isinstance(logger, WandbLogger):
-            logger.log_image(name, [picture], step=trainer.global_step)
+        elif isinstance(logger, WandbRun):
+            logger.log_image(name, [picture])
 
 
 class Predictions(L.Callback):

@@ -34,6 +34,7 @@ _PARTS = (
         "body",
         "callbacks",
         "data",
+        "loggers",
         "losses",
         "metrics",
         "models",
@@ -82,7 +83,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("direction", direction, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", make_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
 
 def folder_name(name: str) -> str:
@@ -104,21 +104,6 @@ def default_precision() -> str:
 def direction(objective: str) -> str:
     """What a search does with a result of this name."""
     return "minimize" if lower_is_better(objective) else "maximize"
-
-
-def wandb_offline() -> bool:
-    """Online only where the user has logged in: a run must not stop to ask for an account."""
-    import netrc
-    import os
-
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"] != "online"
-    if os.environ.get("WANDB_API_KEY"):
-        return False
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is None
-    except (OSError, netrc.NetrcParseError):
-        return True
 
 
 def _nodes(cfg: DictConfig) -> Iterator[tuple[str, Any]]:

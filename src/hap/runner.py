@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -21,6 +20,7 @@ from hap.data.base import DataModule
 from hap.data.files import user_path
 from hap.description import check_same, checked, describe_run, describe_weights
 from hap.errors import HapError
+from hap.loggers import begin_wandb, close_wandb, set_step
 from hap.models.checkpoint import ENCODER, LoadReport, load_weights
 from hap.people import find_people
 from hap.plan import check_numbers, plan_batches
@@ -67,7 +67,7 @@ def run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
                 return _run(stage, cfg, run_dir)
         finally:
             _report(run_dir)
-            wandb.finish()  # else the next job of a sweep, in the same process, would log into this run
+            close_wandb(run_dir)
 
 
 def _report(run_dir: Path) -> None:
@@ -89,7 +89,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     datamodule: DataModule = build(cfg.data, "data")
     datamodule.report_dir = run_dir
     if cfg.predictions is not None:
-        return _score(cfg, datamodule, run_dir)
+        return _score(cfg, trainer, datamodule, run_dir)
     checkpoint = read_checkpoint(ckpt_path) if stage != "train" and ckpt_path is not None else None
     labels: dict[str, list[str]] = {}
     if checkpoint is not None and ckpt_path is not None:
@@ -127,11 +127,13 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
         datamodule.splits = {"predict": people}
     if checkpoint is not None and ckpt_path is not None:
         load_whole(task, ckpt_path, checkpoint)
+        set_step(trainer, checkpoint.get("global_step", 0))
     if stage == "eval" and labels:
         datamodule.setup()
         datamodule.splits = task.arranged(datamodule.splits, labels)
 
     rank_zero_only(write_start)(cfg, run_dir, report)
+    begin_wandb(trainer, cfg, ckpt_path)
     start = time.perf_counter()
     try:
         if stage == "train":
@@ -164,7 +166,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     return results
 
 
-def _score(cfg: DictConfig, datamodule: DataModule, run_dir: Path) -> dict[str, float]:
+def _score(cfg: DictConfig, trainer: L.Trainer, datamodule: DataModule, run_dir: Path) -> dict[str, float]:
     """Evaluate a table of somebody's predictions on the test split, without a model."""
     split = datamodule.test_split
     labels = count_classes(cfg, datamodule)
@@ -173,12 +175,16 @@ def _score(cfg: DictConfig, datamodule: DataModule, run_dir: Path) -> dict[str, 
     cfg.model.update(embed_dim=8, depth=1, num_heads=1)
     task: Task = build(cfg.task, "task")
     task.labels = labels
+    begin_wandb(trainer, cfg, None)
     start = time.perf_counter()
     task.read_predictions(user_path(cfg.predictions), datamodule.records(split))
     assert task.metric is not None
     results = {f"test/{name}": value for name, value in task.metric.compute().items()}
     for name, picture in task.report(run_dir, datamodule.dataset(split)).items():
         write_picture(run_dir / "pictures" / f"{name}.png", picture)
+    for logger in trainer.loggers:
+        logger.log_metrics(results, 0)
+        logger.save()
     results["seconds"] = round(time.perf_counter() - start, 1)
     protocol = _protocol("eval", task, datamodule) | {"weights": f"none: {cfg.predictions}"}
     write_results(results, protocol, run_dir, show=True)
