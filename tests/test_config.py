@@ -13,9 +13,10 @@ from conftest import config
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from hap.cli import PROGRAMS, describe, quote_paths
+from hap.cli import describe, quote_paths
 from hap.config import CONF_DIR, check_config, check_hydra, folder_name
 from hap.errors import HapError
+from hap.programs import PROGRAMS
 from hap.runner import run
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,7 @@ def test_home_folder_and_no_path():
     [
         "os.system",
         "torch.os.system",
-        "hap.cli.runpy.run_path",
+        "hap.programs.runpy.run_path",
         "hap.cli.run_with_hydra",
         "torch.load",
         "torch.jit.load",
@@ -226,7 +227,7 @@ def test_an_unexpected_error_keeps_its_traceback():
 
 
 def test_console_script_names_its_programs(tmp_path):
-    hap = [sys.executable, "-c", "from hap.cli import main; main()"]
+    hap = [sys.executable, "-c", "from hap.programs import main; main()"]
     result = subprocess.run([*hap, "trian"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     assert "did you mean 'train'?" in result.stderr

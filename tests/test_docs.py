@@ -11,6 +11,7 @@ from conftest import config
 import hap.bench  # noqa: F401 - registers the schema of its configuration
 from hap.config import check_config
 from hap.description import add_experiment, describe_run
+from hap.doctor import places
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +38,9 @@ def test_command_composes(line, tmp_path):
     arguments = shlex.split(rest, comments=True)
     if program == "report":  # folders, and no configuration
         assert not any("=" in argument or argument.startswith("-") for argument in arguments)
+        return
+    if program == "doctor":
+        places(arguments)
         return
     if program == "bench":
         arguments[0] = f"benchmark={arguments[0]}"

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import runpy
 import signal
 import sys
 import warnings
@@ -25,36 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 from hap.config import CONF_DIR, check_hydra, did_you_mean, register, signature_of
 from hap.errors import HapError
 from hap.multirun import is_multirun, job_of_sweep, objective_of, sweep_told
-
-PROGRAMS = {
-    "train": "pre-train or fine-tune: hap train experiment=NAME [key=value ...]",
-    "eval": "evaluate a checkpoint: hap eval ckpt_path=FILE data.root=FOLDER",
-    "predict": "results for your own images: hap predict ckpt_path=FILE ...",
-    "export": "a trained model for other programs: hap export ckpt_path=FILE format=onnx out=FOLDER",
-    "synthesize": "draw annotated people in a data set's official layout",
-    "pack": "images and annotations into shards; `hap pack --verify DIR` checks them",
-    "report": "what a run has left, on one page: hap report FOLDER [FOLDER ...]",
-    "bench": "measured speed on this machine: hap bench pretrain",
-}
+from hap.programs import main as main  # console scripts that were installed earlier look for it here
 
 BAD_INPUT = (HapError, HydraException, OmegaConfBaseException)
 MULTIRUN = ("-m", "--multirun")
-
-
-def main() -> None:
-    """The console script: `hap train ...` is `python -m hap.train ...`."""
-    if len(sys.argv) > 1 and sys.argv[1] in PROGRAMS:
-        program = sys.argv.pop(1)
-        # As __main__ and by its module name, so that Lightning can start the other ranks the same way.
-        runpy.run_module(f"hap.{program}", run_name="__main__", alter_sys=True)
-        return
-    print("usage: hap PROGRAM ...\n\n" + "\n".join(f"  {name:12}{text}" for name, text in PROGRAMS.items()))
-    if len(sys.argv) > 1 and sys.argv[1] not in ("-h", "--help"):
-        print(
-            f"\nhap: there is no program {sys.argv[1]!r}{did_you_mean(sys.argv[1], PROGRAMS)}",
-            file=sys.stderr,
-        )
-        sys.exit(2)
 
 
 class _Stopped(SystemExit):

@@ -1,0 +1,1 @@
+"""What `hap doctor` looks at. Nothing here imports torch: a broken installation is what it has to be able to tell."""
