@@ -167,8 +167,9 @@ def test_an_archive_that_is_one_level_too_deep_or_not_unpacked(tmp_path):
     assert f"data.root={tmp_path}/luperson/LUPerson " in look("luperson", tmp_path)[0].todo[0]
     touch(tmp_path / "rap", "RAP_annotation/RAP_annotation.mat", "RAP_dataset.zip")
     assert f"unpack RAP_dataset.zip in {tmp_path}/rap" in told(look("rap", tmp_path))
-    (tmp_path / "peta/images").mkdir(parents=True)
-    assert "PETA.mat" in told(look("peta", tmp_path))
+    touch(tmp_path / "peta", "PETA.mat", "images/note.txt", "images.tar.gz")
+    assert "images has no image" in told(look("peta", tmp_path))
+    assert "unpack images.tar.gz" in told(look("peta", tmp_path))
 
 
 def test_parts_that_an_option_does_without(tmp_path):
@@ -176,6 +177,9 @@ def test_parts_that_an_option_does_without(tmp_path):
     findings = look("luperson", tmp_path)
     assert levels(findings) == {"ok", "warn"}
     assert findings[0].todo[0].endswith(" data.reader.require_pose=false data.reader.cfs_ratio=1")
+    (tmp_path / "luperson/LUPerson-pose").mkdir()
+    assert "LUPerson-pose has no .npy" in told(look("luperson", tmp_path))
+    assert "data.reader.require_pose=false" in look("luperson", tmp_path)[0].todo[0]
     touch(tmp_path / "coco", "annotations/person_keypoints_val2017.json", "val2017/a.jpg")
     assert "training: evaluation alone works" in told(look("coco", tmp_path))
 
@@ -202,6 +206,12 @@ def test_links_to_nowhere(tmp_path):
     (tmp_path / "rap").symlink_to("/gone")
     assert "cannot be read" in told(look("pa100k", tmp_path))
     assert "is a link to /gone" in told(look("rap", tmp_path))
+    (tmp_path / "coco").mkdir()
+    assert [levels(look(name, tmp_path)) for name in ("pa100k", "rap", "coco")] == [
+        {"stop"},
+        {"stop"},
+        {"warn"},
+    ]
 
 
 def test_folders_and_files_that_may_not_be_read(tmp_path):
@@ -326,16 +336,27 @@ def test_a_pytorch_that_cannot_be_loaded_stops_a_run():
     ],
 )
 def test_state_of_wandb(tmp_path, environment, level, words):
-    (found,) = machine.wandb({"NETRC": str(tmp_path / "none")} | environment)
+    nobody = {"NETRC": str(tmp_path / "none"), "WANDB_CONFIG_DIR": str(tmp_path)}
+    (found,) = machine.wandb(nobody | environment)
     assert found.level == level
     assert words in found.text
     assert "secret" not in "".join(lines([found]))
 
 
-def test_a_login_of_wandb_is_seen(tmp_path):
+def test_settings_and_logins_of_wandb_are_seen(tmp_path):
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret")
-    (found,) = machine.wandb({"NETRC": str(tmp_path / "netrc")})
+    known = {"NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path)}
+    (found,) = machine.wandb(known)
     assert "logs to the service" in found.text
+    for content, words in (
+        ("[default]\nmode = offline\n", "`wandb offline` was typed"),
+        ("[default]\nmode = %(x)s\n", "logs to the service"),
+        ("no settings", "logs to the service"),
+        ("\0\xff[", "logs to the service"),
+    ):
+        (tmp_path / "settings").write_bytes(content.encode("latin1"))
+        (found,) = machine.wandb(known)
+        assert words in found.text
 
 
 def test_disks(tmp_path, monkeypatch):

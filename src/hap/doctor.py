@@ -98,11 +98,8 @@ def show(bases: Sequence[Path], certain: dict[str, Path]) -> int:
     for title, findings in sections:
         print(f"{title}\n" + "\n".join(lines(findings)) + "\n")
     stops = sum(finding.level == "stop" for _, findings in sections for finding in findings)
-    print(
-        "nothing stops a run"
-        if not stops
-        else f"{stops} finding{'s' * (stops > 1)} that stop a run: stop above"
-    )
+    count = f"{stops} finding{'s' * (stops > 1)}"
+    print(f"{count} above would stop a run" if stops else "nothing stops a run")
     return stops
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hap.checkup.findings import Clock, Finding, Level
-from hap.checkup.parts import DataSet, Part
+from hap.checkup.parts import IMAGES, DataSet, Part
 from hap.data.files import is_hidden, read_file, relative, subfolders
 
 MAX_FOLDERS = 200  # that are looked into for a data set that lies deeper
@@ -51,12 +51,12 @@ def look_at(dataset: DataSet, root: Path, clock: Clock) -> list[Finding]:
         elif good is None:
             missing.append(part)
         elif good.is_dir():
-            number, level = _counted(part, good, root, clock)
+            number, level, empty = _counted(part, good, root, clock)
+            options += [part.option] * (empty and bool(part.option))
             if level is None:
                 counted.append(number)
             else:
-                faults.append(Finding(level, "", number, _count_todo(part, level)))
-                options += [part.option] * (level == "stop" and bool(part.option))
+                faults.append(Finding(level, "", number, _count_todo(dataset, part, root, level)))
     faults += _lacking(dataset, root, missing, clock)
     options += [part.option for part in missing if part.option]
     if dataset.listing and not any(fault.level == "stop" for fault in faults):
@@ -161,7 +161,7 @@ def _below(folder: Path) -> list[Path]:
 def _empty(dataset: DataSet, start: Path, level: Level, clock: Clock) -> Finding:
     """A folder that has nothing of the data set that it is called like."""
     if reason := trouble(start):
-        return Finding(level, dataset.title, f"{start} {reason}", (_mend(start, reason) or _get(dataset),))
+        return Finding("stop", dataset.title, f"{start} {reason}", (_mend(start, reason) or _get(dataset),))
     for part in dataset.parts:
         if notes := _mistaken(part, start):
             return Finding(level, dataset.title, notes[0], (_get(dataset),))
@@ -220,19 +220,20 @@ def _unpack(root: Path) -> tuple[str, ...]:
     return (f"unpack {', '.join(names[:4])}{', ...' if len(names) > 4 else ''} in {root}",) if names else ()
 
 
-def _counted(part: Part, folder: Path, root: Path, clock: Clock) -> tuple[str, Level | None]:
-    """How many files there are, in words, and whether that is a fault."""
+def _counted(part: Part, folder: Path, root: Path, clock: Clock) -> tuple[str, Level | None, bool]:
+    """How many files there are, in words, whether that is a fault, and whether there is none."""
     path = folder.relative_to(root).as_posix()
     official = 0 if _drawn(root) else dict(part.counts).get(path, part.count)
     number, complete = count_files(folder, part.suffixes, clock.part(0.8))
     if not complete:
-        return f"{path}: at least {number:,} files (there was no time to count on)", None
+        return f"{path}: at least {number:,} files (there was no time to count on)", None, False
     if not number:
-        return f"{path} has no {', '.join(part.suffixes)}", "warn" if part.without else "stop"
+        kind = "image" if part.suffixes == IMAGES else part.suffixes[0]
+        return f"{path} has no {kind}", "warn" if part.without else "stop", True
     files = f"{path}: {number:,} file{'s' * (number > 1)}"
     if not official or number == official:
-        return f"{files}{', as published' if official else ''}", None
-    return f"{files}, {official:,} were published", "warn"
+        return f"{files}{', as published' if official else ''}", None, False
+    return f"{files}, {official:,} were published", "warn", False
 
 
 def _drawn(root: Path) -> bool:
@@ -240,10 +241,10 @@ def _drawn(root: Path) -> bool:
     return any(os.path.exists(folder / "synthetic.json") for folder in (root, root.absolute().parent))
 
 
-def _count_todo(part: Part, level: Level) -> tuple[str, ...]:
-    if level == "stop" or part.without:
-        return tuple(filter(None, (_instead(part),)))
-    return ("fine if this is a part of it on purpose; else unpack all archives again",)
+def _count_todo(dataset: DataSet, part: Part, root: Path, level: Level) -> tuple[str, ...]:
+    if level == "stop":
+        return (*_unpack(root), _get(dataset))
+    return (_instead(part) or "fine if this is a part of it on purpose; else unpack all archives again",)
 
 
 def _listed(dataset: DataSet, root: Path, clock: Clock) -> Iterator[Finding]:

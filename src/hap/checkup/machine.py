@@ -1,5 +1,6 @@
 """The machine and the installation: Python, packages, PyTorch and its GPU, memory, disk, W&B."""
 
+import configparser
 import json
 import netrc
 import os
@@ -14,6 +15,7 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hap.checkup.findings import Clock, Finding, Level
 
@@ -225,31 +227,41 @@ def disk(folder: Path, name: str, what: str) -> Iterator[Finding]:
 
 def wandb(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
     """Whether logger=wandb would log, and where to."""
-    mode = environment.get("WANDB_MODE", "")
     try:
         version = metadata.version("wandb")
     except metadata.PackageNotFoundError:
         yield Finding("note", "W&B", "not installed: for logger=wandb", ("pip install wandb",))
         return
+    mode, unset = environment.get("WANDB_MODE", ""), "unset WANDB_MODE"
+    said = f"WANDB_MODE={mode}"
+    if not mode and (mode := _mode_of_settings(environment)):
+        said, unset = f"`wandb {mode}` was typed", "wandb online"
     known = bool(environment.get("WANDB_API_KEY")) or _logged_in(environment)
-    login = "" if known else ", nobody has logged in"
     if mode and mode not in WANDB_MODES:
-        hint = ("export WANDB_MODE=offline, or unset WANDB_MODE",)
-        yield Finding("warn", "W&B", f"{version}; WANDB_MODE={mode} is none of its modes", hint)
+        hints = ("export WANDB_MODE=offline, or unset WANDB_MODE",)
+        yield Finding("warn", "W&B", f"{version}; {said} is none of its modes", hints)
     elif mode == "disabled":
-        yield Finding(
-            "note", "W&B", f"{version}; WANDB_MODE=disabled: nothing is logged", ("unset WANDB_MODE",)
-        )
+        yield Finding("note", "W&B", f"{version}; {said}: nothing is logged", (unset,))
     elif mode in ("offline", "dryrun"):
-        hints = ("wandb sync FOLDER sends a run later", "unset WANDB_MODE")
-        yield Finding("note", "W&B", f"{version}; WANDB_MODE={mode}: logs on this machine", hints)
-    elif mode and not known:
-        yield Finding("warn", "W&B", f"{version}; WANDB_MODE={mode}{login}", ("wandb login",))
+        todo = ("wandb sync FOLDER sends a run later", unset)
+        yield Finding("note", "W&B", f"{version}; {said}: logger=wandb logs on this machine", todo)
+    elif known:
+        yield Finding("ok", "W&B", f"{version}: logger=wandb logs to the service")
     else:
-        where = "logs to the service" if known else "logs on this machine"
-        yield Finding(
-            "ok", "W&B", f"{version}{login}: logger=wandb {where}", () if known else ("wandb login",)
-        )
+        level: Level = "warn" if mode else "ok"
+        who = f"{said}, but nobody" if mode else "nobody"
+        text = f"{version}; {who} has logged in: logger=wandb logs on this machine"
+        yield Finding(level, "W&B", text, ("wandb login",))
+
+
+def _mode_of_settings(environment: Mapping[str, str]) -> str:
+    """What `wandb offline` or `wandb disabled` has left; "" for nothing."""
+    home = Path(environment.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    with suppress(OSError, UnicodeDecodeError, configparser.Error):
+        settings.read(home / "settings", encoding="utf-8")
+    mode = settings.get("default", "mode", fallback="")
+    return mode if mode in ("offline", "disabled") else ""
 
 
 def _logged_in(environment: Mapping[str, str]) -> bool:
@@ -258,5 +270,5 @@ def _logged_in(environment: Mapping[str, str]) -> bool:
         hosts = netrc.netrc(environment.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
-    server = re.sub(r"^\w+://|[:/].*$", "", environment.get("WANDB_BASE_URL", "api.wandb.ai"))
-    return server in hosts
+    server = urlsplit(environment.get("WANDB_BASE_URL", "")).hostname
+    return server in hosts or "api.wandb.ai" in hosts

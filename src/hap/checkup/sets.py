@@ -58,7 +58,7 @@ DATA_SETS = (
             ),
             Part(
                 ("cfs_list.pkl", "manifest.json"),
-                without="the better half of the paper",
+                without="better half, as in the paper",
                 option="data.reader.cfs_ratio=1",
             ),
         ),
@@ -164,7 +164,7 @@ DATA_SETS = (
             Part(("val2017",), 5_000),
             Part(
                 ("person_detection_results/COCO_val2017_detections_AP_H_56_person.json",),
-                without="the detected boxes of published numbers",
+                without="detected boxes, those of published numbers",
                 option="data.reader.boxes=truth",
             ),
             Part(("annotations/person_keypoints_train2017.json",), without=_TRAINING),
@@ -337,7 +337,7 @@ DATA_SETS = (
                         ),
                         *(f"SMPL_{gender}*.pkl", f"SMPL_{gender}*.npz"),
                     ),
-                    without="the true bodies of 3DPW, which are of men and women",
+                    without="true bodies of 3DPW, which are of men and women",
                     option="data.reader.gt_body=neutral",
                 )
                 for letter, gender in (("m", "MALE"), ("f", "FEMALE"))
