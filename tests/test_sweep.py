@@ -22,11 +22,14 @@ import pytest
 import yaml
 from conftest import TINY_PRETRAIN, config
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from hap.cli import describe
 from hap.config import CONF_DIR, check_config, check_hydra, direction
 from hap.data.decoding import decode_image
 from hap.errors import HapError
@@ -365,6 +368,14 @@ def test_a_sweep_fits_its_experiments(name):
     (jobs,) = BasicSweeper.split_arguments(parsed, None)
     for experiment, job in zip(["pretrain_hap", *["demo"] * len(jobs)], jobs, strict=False):
         check_config(config("train", f"experiment={experiment}", f"sweep={name}", *job))
+
+
+def test_a_search_without_optuna_says_what_to_install(monkeypatch):
+    repository = ConfigStore.instance().repo["hydra"]["sweeper"]
+    monkeypatch.delitem(repository, "optuna.yaml")
+    with pytest.raises(ConfigCompositionException) as error:
+        config("train", "experiment=demo", "sweep=optuna")
+    assert 'pip install "hap[optuna]"' in describe(error.value)
 
 
 def test_the_sweep_of_wandb_composes():

@@ -36,7 +36,8 @@ def line_chart(
     have a logarithmic axis.
 
     Args:
-        series: {label: (x (N,), y (N,))}. If any x is no number, all are categories, in the order in which they come.
+        series: {label: (x (N,), y (N,))}; one without a label is not in the legend. If any x is no number, all are
+            categories, in the order in which they come.
         spread: {label: (low (N,), high (N,))}, a band around a line.
         marks: x at which a dashed line is drawn.
         joined: whether the points of a series are on a line, or stand alone.
@@ -249,7 +250,7 @@ def _legend(title: str, lines: list[_Line]) -> list[tuple[int, int, _Line | None
     """(x, row, line, text): the title and an entry for each line, in as many rows as they need."""
     entries: list[tuple[int, int, _Line | None, str]] = [(6, 0, None, _cut(title))]
     x, row = 24 + round(7.2 * len(_cut(title))), 0
-    for line in lines:
+    for line in (line for line in lines if line.label):
         text = f"{_cut(line.label)}  {number(line.last)}"
         width = 34 + round(6.6 * len(text))
         if x + width > WIDTH - _RIGHT and x > 6:

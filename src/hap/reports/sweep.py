@@ -19,7 +19,7 @@ from hap.record import read_results, read_status
 from hap.reports.run import is_run
 
 SEED = "seed"  # the key whose values are repetitions
-_KILLED = "killed without a word of its own: memory that ran out, or a signal"
+_KILLED = "without a word: memory ran out, or a signal"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hap.reports.sweep import (
     write_sweep,
 )
 
-THUMBNAIL = 420  # pixels
+THUMBNAIL = 640  # pixels
 KINDS, SHOWN = 3, 24  # of pictures; jobs whose pictures are shown
 _MAGNITUDES = 20  # between the smallest and the largest value of an axis where each has the same room
 
