@@ -32,6 +32,7 @@ TINY = (
     "data.num_workers=0",
     "data.max_bad_fraction=0.1",
     "callbacks.checkpoint.every_n_epochs=1",
+    "callbacks.probe=null",
 )
 TINY_PRETRAIN = (
     *TINY,

@@ -127,10 +127,19 @@ def test_name_of_a_run_stays_in_its_folder(name):
      "true", "a:b", "a#b", "%d", "a\\'b"],
 )  # fmt: skip
 def test_path_is_taken_as_it_is(path):
-    arguments = quote_paths([f"weights={path}", f"data.root={path}", "epochs=3"])
+    arguments = quote_paths([f"ckpt_path={path}", f"data.root={path}", "epochs=3"])
     assert quote_paths(arguments) == arguments  # other ranks are given what was quoted already
     cfg = config("train", "experiment=pretrain_hap", *arguments)
-    assert (cfg.weights, cfg.data.root, cfg.epochs) == (path, path, 3)
+    assert (cfg.ckpt_path, cfg.data.root, cfg.epochs) == (path, path, 3)
+
+
+def test_weights_are_one_path_or_a_list_of_them():
+    arguments = quote_paths(["weights=[runs/epoch=3.ckpt,~/it's (1).pth, none,'a,b',2024,drawn]"])
+    assert quote_paths(arguments) == arguments
+    names = ["runs/epoch=3.ckpt", f"{Path.home()}/it's (1).pth", "none", "a,b", "2024", "drawn"]
+    assert config("eval", "experiment=probe", *arguments).weights == names
+    for one in ("2024", "x=1", "https://somewhere.org/x.pth?a=b"):
+        assert config("eval", "experiment=probe", *quote_paths([f"weights={one}"])).weights == one
 
 
 def test_home_folder_and_no_path():

@@ -232,20 +232,6 @@ def test_zero_shot_where_it_makes_no_sense(pretrained, tmp_path, program, overri
         run(program, config(program, *overrides, "zero_shot=true"), tmp_path / "run")
 
 
-def test_probe_scores_as_zero_shot_does_and_changes_nothing(luperson, market, pretrained, tmp_path):
-    probe = ["callbacks=probe", "callbacks.progress=null", "callbacks.probe.every_n_epochs=2"]
-    probe += ["callbacks.probe.data.synthetic=false", f"callbacks.probe.data.root={market}"]
-    weights, results = pretrain(luperson, tmp_path / "probed", *probe)
-    scored = evaluate(market, tmp_path / "eval", f"weights={weights}", "zero_shot=true")
-    assert results["probe/mAP"] == pytest.approx(scored["test/mAP"], abs=1e-6)
-    assert results["probe/rank1"] == scored["test/rank1"]
-    with next((tmp_path / "probed").rglob("metrics.csv")).open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file) if row["probe/mAP"]] == ["1"]
-    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (pretrained[0], weights))
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert not [name for name in pretrained[1] if name.startswith("probe")]
-
-
 def test_euclidean_distance_and_best_queries(market):
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(60, 8, generator=generator) * torch.rand(60, 1, generator=generator)

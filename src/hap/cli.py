@@ -105,20 +105,28 @@ _PATHS = (
 
 def quote_paths(arguments: list[str]) -> list[str]:
     """Arguments whose value is a path, quoted for Hydra, with `~` as the home folder: names with `=`, spaces,
-    brackets or digits alone are names. A comma under `-m` still separates the values of a sweep."""
+    brackets or digits alone are names. A comma under `-m` still separates the values of a sweep, and `weights=[a,b]` is
+    a list of paths."""
     sweep = any(argument in MULTIRUN or argument.startswith("sweep=") for argument in arguments)
+
+    def path(text: str) -> str:
+        if text in ("null", "???") or re.fullmatch(r"""(['"]).*\1""", text, re.S):
+            return text
+        # A quote, and backslashes before it or at the end, are escaped by a backslash.
+        value = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), os.path.expanduser(text))
+        return f"'{value}'"
 
     def quoted(argument: str) -> str:
         match = re.fullmatch(rf"(\+{{0,2}}(?:[\w@]+\.)*(?:{'|'.join(_PATHS)})=)(.+)", argument, re.S)
-        if match is None or match[2] in ("null", "???") or re.fullmatch(r"""(['"]).*\1""", match[2], re.S):
+        if match is None or (sweep and "," in match[2]):
             return argument
-        if sweep and "," in match[2]:
-            return argument
-        # A quote, and backslashes before it or at the end, are escaped by a backslash.
-        value = re.sub(
-            r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", "\\'"), str(Path(match[2]).expanduser())
-        )
-        return f"{match[1]}'{value}'"
+        key, value = match.groups()
+        if key == "weights=" and (several := re.fullmatch(r"\[(.*)\]", value, re.S)):
+            parts = re.findall(
+                r"""\s*((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?=\s*(?:,|$))|[^,]+)""", several[1]
+            )
+            return f"{key}[{','.join(path(part.strip()) for part in parts)}]"
+        return f"{key}{path(value)}"
 
     return [quoted(argument) for argument in arguments]
 

@@ -1,5 +1,6 @@
 """Arrays in, pictures out: RGB uint8 (H, W, 3). Callbacks and programs decide when and where."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import cv2
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from hap.pose.skeletons import COCO, Skeleton, side_of
 
@@ -134,7 +136,6 @@ def curves(
 ) -> np.ndarray:
     """Shares (R,), from 0 to 1, over x (R,), drawn in per cent."""
     figure = Figure(figsize=(5, 4), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
     for name, y in values.items():
         axes.plot(x, 100 * y, label=name)
@@ -142,7 +143,71 @@ def curves(
     axes.grid(alpha=0.3)
     if len(values) > 1:
         axes.legend()
-    canvas.draw()
+    return _pixels(figure)
+
+
+class Cloud(NamedTuple):
+    """Points on a map, (N, 2), and what they are coloured by: integers (N,), below 0 for grey."""
+
+    points: Tensor
+    colour: Tensor
+
+
+_COLOURS = (
+    "#2a78d6", "#e8710a", "#1b9e5a", "#c8342f", "#7b52c7", "#8a5a44", "#d957a8", "#5f6b76", "#a3a51d", "#14a3b8",
+)  # fmt: skip
+
+
+def clouds(panels: Mapping[str, Cloud], columns: int) -> np.ndarray:
+    """Maps side by side under their titles, at most `columns` in a row; up to ten colours."""
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.6 * rows), dpi=120, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for (title, (points, colour)), panel in zip(panels.items(), axes, strict=False):
+        panel.set_title(title, fontsize=9, parse_math=False)
+        grey = colour < 0
+        panel.scatter(*points[grey].T, s=9, color="#c9ccd1", linewidths=0)
+        for value in colour[~grey].unique().tolist():
+            own = points[colour == value]
+            panel.scatter(*own.T, s=22, color=_COLOURS[value], edgecolors="white", linewidths=0.4)
+    for panel in axes:
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_color("#c9ccd1")
+        panel.set_visible(bool(panel.collections))
+    return _pixels(figure)
+
+
+def bars(scores: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """Scores from 0 to 1 by name and what has them: a panel for each score, a bar for each of `scores`."""
+    names = list(next(iter(scores.values())))
+    figure = Figure(figsize=(2.6 * len(names) + 1.6, 0.7 + 0.34 * len(scores)), dpi=120, layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for name, panel in zip(names, axes, strict=True):
+        drawn = panel.barh(range(len(scores)), [row[name] for row in scores.values()], color=_COLOURS[0])
+        panel.bar_label(drawn, fmt="%.3f", padding=3, fontsize=8)
+        panel.set_title(name, fontsize=9)
+        panel.set(xlim=(0, 1.18), xticks=[], ylim=(len(scores) - 0.4, -0.6))
+        panel.set_yticks(range(len(scores)), list(scores), fontsize=8, parse_math=False)
+        panel.spines[:].set_visible(False)
+        panel.tick_params(length=0)
+    return _pixels(figure)
+
+
+def draw_attention(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """Where a token looks, over a copy of the image: (H, W, 3) uint8, shares of the patches (rows, columns). The patch
+    with the most is the brightest."""
+    height, width = image.shape[:2]
+    heat = cv2.resize(attention / attention.max(), (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    return (0.4 * grey + 0.6 * colours).astype(np.uint8)
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in a name of the data: a box stands for it
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

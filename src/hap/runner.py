@@ -25,6 +25,7 @@ from hap.models.checkpoint import ENCODER, LoadReport, load_weights
 from hap.people import find_people
 from hap.plan import check_numbers, plan_batches
 from hap.plots import write_picture
+from hap.probe import evaluate_encoders
 from hap.ranks import Ranks
 from hap.record import (
     changed_keys,
@@ -82,6 +83,8 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
     check_config(cfg)
     check_numbers(cfg)
     _check_stage(stage, cfg)
+    if cfg.task is None:
+        return evaluate_encoders(cfg, build_trainer(cfg, run_dir), weights_options(cfg), run_dir)
     ckpt_path = _checkpoint(stage, cfg, run_dir)
     L.seed_everything(cfg.seed, verbose=False)
 
@@ -300,6 +303,13 @@ def _check_stage(stage: Stage, cfg: DictConfig) -> None:
         raise HapError(
             f"resume={cfg.resume}: the only value is resume=auto; a certain checkpoint is ckpt_path=FILE"
         )
+    if cfg.task is None and (stage != "eval" or cfg.ckpt_path is not None or cfg.predictions is not None):
+        raise HapError(
+            f"experiment={cfg.name} measures encoders as they are: hap eval experiment={cfg.name} weights=FILE, of a "
+            "checkpoint, too, or weights=[FILE,none]"
+        )
+    if OmegaConf.is_list(cfg.weights) and (cfg.task is not None or not len(cfg.weights)):
+        raise HapError("weights=[FILE,FILE] is for hap eval experiment=probe; a model starts from one file")
     if cfg.predictions is not None:
         if stage != "eval" or cfg.ckpt_path is not None or cfg.weights is not None:
             raise HapError("predictions=FILE is for hap eval, in place of ckpt_path= and weights=")

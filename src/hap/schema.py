@@ -39,9 +39,8 @@ class Root:
         None  # images per device and pass; null: total / devices, in pre-training what fits
     )
     synthetic: bool = False  # drawn people in place of the data set
-    weights: str | None = (
-        None  # initialise the model: a file, or timm:NAME, hf:OWNER/REPO, https://..., drawn
-    )
+    # initialise the model: a file, or timm:NAME, hf:OWNER/REPO, https://..., drawn; experiment=probe: or a list of them
+    weights: Any = None
     weights_source: str = "auto"  # hap, mae, timm, lightning, attributes, vitpose, crowdnet
     weights_entry: str | None = None  # the file's entry to take, such as teacher
     weights_prefix: str = ""  # what the encoder's names in it begin with, such as "backbone."

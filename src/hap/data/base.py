@@ -317,8 +317,10 @@ class DataModule(L.LightningDataModule):
         self.setup()
         return "test" if self.splits.get("test") is self.splits.get("val") else "val"
 
-    def dataset(self, split: str) -> Dataset:
-        transform = self.transforms.get(split) or self.transforms["val"]
+    def dataset(self, split: str, train: bool = True) -> Dataset:
+        """`train=False`: a training split as the others are evaluated."""
+        augmented = train or split != "train"
+        transform = (self.transforms.get(split) if augmented else None) or self.transforms["val"]
         return Dataset(self.records(split), transform, self.seed, leave_out=split == "predict")
 
     @cached_property
@@ -327,7 +329,7 @@ class DataModule(L.LightningDataModule):
         return fingerprint(self.records("train"))
 
     def _loader(self, split: str, train: bool) -> Loader:
-        dataset = self.dataset(split)
+        dataset = self.dataset(split, train)
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches: TrainBatches | EvalBatches
         if train:
@@ -360,11 +362,15 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> Loader:
         return self._loader("train", train=True)
 
+    def eval_dataloader(self, split: str) -> Loader:
+        """All images of a split in their order, as they are evaluated: a training split, too."""
+        return self._loader(split, train=False)
+
     def val_dataloader(self) -> Loader:
-        return self._loader("val", train=False)
+        return self.eval_dataloader("val")
 
     def test_dataloader(self) -> Loader:
-        return self._loader(self.test_split, train=False)
+        return self.eval_dataloader(self.test_split)
 
     def predict_dataloader(self) -> "PlainIterable":
         return PlainIterable(self._loader("predict", train=False))

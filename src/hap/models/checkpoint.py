@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hap.config import CONF_DIR
 from hap.errors import HapError
 from hap.models.weight_file import OddTensor, StoredTensor, read_weight_file
 from hap.models.weight_names import check_sha256, locate
@@ -114,7 +116,7 @@ def load_weights(
         if misfit := _misfit(state, model, partial):
             fitting = [keys for keys, other in rest.items() if not _misfit(other, model, partial=False)]
             hint = f": set {some([' or '.join(fitting)])}" if fitting else foreign(file)
-            raise HapError(f"{misfit}; read as {found}{hint}")
+            raise HapError(f"{misfit}; read as {found}{hint}{_named_size(state)}")
         known = _parse_grid(grid, "weights_grid") or _recorded_grid(file.metadata, state, found)
         loaded, resized, notes = _fit(state, model, known)
     except HapError as error:
@@ -184,6 +186,16 @@ def _of_encoder(name: str) -> bool:
     return name.startswith((*ENCODER, *_OTHER_ENCODERS)) or "." not in name
 
 
+def _named_size(state: State) -> str:
+    """What to type for a model of the size of a file, where that has a name."""
+    patches: Any = getattr(state.get("patch_embed.proj.weight"), "shape", ())
+    for path in sorted((CONF_DIR / "model").glob("*.yaml")):
+        size: Any = OmegaConf.load(path)
+        if (size.depth, size.embed_dim, size.patch_size) == (_depth(state), *patches[:1], *patches[-1:]):
+            return f" (the file is of model={path.stem})"
+    return ""
+
+
 def _depth(names: Iterable[str]) -> int:
     return max(
         (int(match[1]) + 1 for name in names if (match := re.match(r"blocks\.(\d+)\.", name))), default=0
@@ -214,7 +226,7 @@ def _fit(
             dense(name, value, wanted)
             raise HapError(
                 f"{name} has shape {shape}, the model's has {tuple(wanted.shape)}: "
-                "the file is of a model of another size"
+                f"the file is of a model of another size{_named_size(state)}"
             )
     return loaded, resized, notes
 

@@ -8,6 +8,7 @@ Legend: N images, V views, L patches (row-major), K visible, M = L - K removed.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -98,6 +99,15 @@ class BlockParts:
         parts = draw_parts(grid, self.patch_size, keypoints, rng)
         blocks = BLOCK_PRIORITY * draw_blocks(grid, ratio, rng)
         return _break_ties(np.maximum(parts, blocks), rng)
+
+
+# All of them, by the names of conf/masking/, each made for a patch size.
+STRATEGIES: dict[str, Callable[[int], Strategy]] = {
+    "random": lambda patch_size: Random(),
+    "block": lambda patch_size: Block(),
+    "parts": Parts,
+    "block_parts": BlockParts,
+}
 
 
 def num_visible(num_patches: int, ratio: float) -> int:

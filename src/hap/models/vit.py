@@ -96,6 +96,26 @@ class ViT(VisionTransformer):
         """
         return self.forward_features(images)
 
+    def class_attention(self, images: Tensor) -> Tensor:
+        """Where the class token looks in the last block, the mean over the heads. The fused kernel keeps no weights,
+        so they are computed here.
+
+        Args:
+            images: as for `features`.
+
+        Returns:
+            (N, L), from 0 to 1; what a row lacks of 1 is on the class token itself.
+        """
+        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+        x = self.blocks[:-1](x)
+        last: Any = self.blocks[-1]
+        attention = last.attn
+        qkv = attention.qkv(last.norm1(x)).unflatten(-1, (3, attention.num_heads, -1))
+        query, key, _ = qkv.permute(2, 0, 3, 1, 4)  # (N, heads, 1 + L, D / heads)
+        query, key = attention.q_norm(query[:, :, :1]), attention.k_norm(key)
+        weights = (attention.scale * query @ key.transpose(-2, -1)).softmax(-1)  # (N, heads, 1, 1 + L)
+        return weights[:, :, 0, 1:].mean(1)
+
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         """The same as `features`."""
         return self.features(images)

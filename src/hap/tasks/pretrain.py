@@ -1,5 +1,6 @@
 """HAP pre-training: reconstruct the masked patches of two views of one crop, and align the views."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -8,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from hap.losses import ReconstructionLoss
 from hap.metrics.losses import SplitLosses
+from hap.models.masking import STRATEGIES, rank
 from hap.models.mim import MaskedAutoencoder, MIMOutput
-from hap.plots import draw_pose, hide_patches, mosaic
+from hap.plots import draw_attention, draw_pose, hide_patches, mosaic
 from hap.tasks.base import Task
 
 
@@ -112,16 +114,38 @@ class Pretrain(Task):
         return pixels.cpu().numpy(), outputs.masking.mask.bool().unflatten(-1, self.model.grid).cpu().numpy()
 
     def pictures(self, batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        """One column per image: with its skeleton, then per view what the encoder sees and what the decoder makes
-        of it."""
+        """One column per image. `masks_and_reconstructions`: with its skeleton, then per view what the encoder sees and
+        what the decoder makes of it; `attention`: where the class token of the whole image looks; before the first step
+        `masking_strategies`: a mask of every kind, as they stay the same."""
         pixels, masks = self.rebuild(batch)
         originals = batch["image"].movedim(1, -1).cpu().numpy()  # (N, H, W, 3)
+        keypoints = batch["keypoints"].cpu().numpy()
+        posed = [draw_pose(*person) for person in zip(originals, keypoints, strict=True)]
+        patch_size = self.model.patch_size
         columns = []
         for n, image in enumerate(originals):
-            column = [draw_pose(image, batch["keypoints"][n].cpu().numpy())]
+            column = [posed[n]]
             for view, mask in enumerate(masks[:, n]):
-                column += [hide_patches(image, mask, self.model.patch_size), pixels[view, n]]
+                column += [hide_patches(image, mask, patch_size), pixels[view, n]]
             columns.append(column)
         views = range(1, len(masks) + 1)
         titles = ["original", *(f"{what} {view}" for view in views for what in ("masked", "rebuilt"))]
-        return {"masks_and_reconstructions": mosaic(columns, titles)}
+        pictures = {"masks_and_reconstructions": mosaic(columns, titles)}
+        attention = self.model.class_attention(self.normalize(batch["image"])).unflatten(1, self.model.grid)
+        looks = [
+            draw_attention(*pair) for pair in zip(originals, attention.float().cpu().numpy(), strict=True)
+        ]
+        pictures["attention"] = mosaic(list(zip(originals, looks, strict=True)), ["original", "attention"])
+        if self.global_step == 0:
+            columns = [[posed[n], *self._masked(n, image, keypoints[n])] for n, image in enumerate(originals)]
+            pictures["masking_strategies"] = mosaic(columns, ["original", *STRATEGIES])
+        return pictures
+
+    def _masked(self, n: int, image: np.ndarray, keypoints: np.ndarray) -> Iterator[np.ndarray]:
+        """What every strategy leaves of image n, at the model's ratio."""
+        for build in STRATEGIES.values():
+            rng = np.random.default_rng((self.seed, n))
+            strategy = build(self.model.patch_size)
+            scores = strategy(self.model.grid, self.model.mask_ratio, keypoints, rng)
+            mask = rank(torch.from_numpy(scores), self.model.mask_ratio).mask.unflatten(0, self.model.grid)
+            yield hide_patches(image, mask.numpy(), self.model.patch_size)
