@@ -54,7 +54,7 @@ def test_loss_falls_and_pictures_get_better(trained):
             float(row["val/reconstruction"]) for row in csv.DictReader(file) if row["val/reconstruction"]
         ]
     assert losses[-1] < 0.95 * losses[0]
-    pictures = sorted((trained / "pictures").glob("*.png"))
+    pictures = sorted((trained / "pictures").glob("masks_and_reconstructions_*.png"))
     assert len(pictures) == 9  # before training, and after each epoch
     first, last = (cv2.imread(str(p)).astype(float) for p in (pictures[0], pictures[-1]))
     assert first.shape == last.shape

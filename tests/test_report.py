@@ -302,11 +302,13 @@ def test_a_folder_that_cannot_be_read_is_one_message(killed):
 # Run in the page once it is there; what it finds is read in the DOM that Chromium prints.
 PROBE = """<script>
 addEventListener("load", () => {
-  const images = [...document.images], slider = document.querySelector("input");
+  const images = [...document.images], sliders = document.querySelectorAll("input");
   const shown = () => images.filter(image => image.offsetParent).map(image => image.alt);
   const last = shown();
-  slider.value = 0;
-  slider.dispatchEvent(new Event("input"));
+  for (const slider of sliders) {
+    slider.value = 0;
+    slider.dispatchEvent(new Event("input"));
+  }
   document.body.dataset.found = JSON.stringify({
     last, first: shown(),
     empty: images.filter(image => !image.naturalWidth).length,
@@ -340,11 +342,9 @@ def test_it_opens_in_a_browser_without_a_network(trained, dark, tmp_path):
     assert found["empty"] == 0
     assert found["loaded"] == []
     assert found["wide"] <= 0
-    steps = [step for step, _ in read_run(trained).pictures["masks_and_reconstructions"]]
-    assert [alt.rpartition(" ")[2] for alt in (*found["first"], *found["last"])] == [
-        f"{steps[0]}",
-        f"{steps[-1]}",
-    ]
+    pictures = [[step for step, _ in steps] for steps in read_run(trained).pictures.values()]
+    for place, shown in ((0, found["first"]), (-1, found["last"])):
+        assert [alt.rpartition(" ")[2] for alt in shown] == [f"{steps[place]}" for steps in pictures]
     brightness = np.mean([int(level) for level in re.findall(r"\d+", found["background"])])
     assert brightness < 60 if dark else brightness > 200
 

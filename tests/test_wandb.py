@@ -187,11 +187,13 @@ def test_pictures_are_in_the_media_folder_and_in_a_table_over_the_steps(resumed)
             assert (cv2.imread(str(part.folder / "files" / file)) == drawn).all()
     files = {file.path: file.local_path for file in second.artifacts["run_table"].manifest.contents}
     table = json.loads(Path(files["pictures/over_steps.table.json"]).read_text())
-    assert table["columns"] == ["step", name]
     assert [row[0] for row in table["data"]] == [0, STEPS, STOP, 2 * STEPS]
-    for step, cell in table["data"]:
-        drawn = resumed / f"pictures/{name}_step{step:07d}.png"
-        assert Path(files[cell["path"]]).read_bytes() == drawn.read_bytes()
+    assert table["columns"] == ["step", "attention", "masking_strategies", name]
+    for step, *cells in table["data"]:
+        for column, cell in zip(table["columns"][1:], cells, strict=True):
+            drawn = resumed / f"pictures/{column}_step{step:07d}.png"
+            assert drawn.exists() == (cell is not None)
+            assert cell is None or Path(files[cell["path"]]).read_bytes() == drawn.read_bytes()
 
 
 def test_report_and_checkpoint(resumed):
@@ -324,7 +326,8 @@ def test_the_workspace_shows_what_was_logged(resumed, capsys):
     }
     assert ["train/loss", "val/loss"] in [line["metrics"] for line in lines]
     media = [key for p in found if p["viewType"] == "Media Browser" for key in p["config"]["mediaKeys"]]
-    assert media == ["pictures/masks_and_reconstructions"]
+    names = ("attention", "masking_strategies", "masks_and_reconstructions")
+    assert media == [f"pictures/{name}" for name in names]
     WORKSPACE["main"]([str(resumed), "--dry-run"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*shown, *media])
