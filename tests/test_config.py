@@ -68,6 +68,8 @@ def test_all_mistakes_are_shown_at_once():
         ("logger.csvv.name", "logger.csvv: has no _target_; did you mean 'csv'?"),
         ("trainer.max_epoch", "no argument 'max_epoch'; did you mean 'max_epochs'?"),
         ("trainer.strategy.find_unused_parametres", "did you mean 'find_unused_parameters'?"),
+        ("body.gender", "body: has no _target_"),  # of another task
+        ("data.plan.images_per_identity", "data: plan has keys, but no _target_"),
     ],
 )
 @pytest.mark.parametrize("plus", ["+", "++"])
@@ -76,6 +78,35 @@ def test_misspelt_key_is_found_though_it_was_added(plus, key, message):
     with pytest.raises(HapError, match="the configuration has mistakes") as error:
         check_config(cfg)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("+callbacks.progess=null", "did you mean 'progress'?"),
+        ("++logger.cvs=null", "did you mean 'csv'?"),
+        ("+data.transforms.tran=null", "did you mean 'train'?"),
+    ],
+)
+def test_switching_off_by_a_misspelt_name_is_found(override, meant):
+    key = override.strip("+").partition("=")[0]
+    with pytest.raises(HapError, match=re.escape(f"{key}: there is nothing to switch off; {meant}")):
+        check_config(config("train", "experiment=pretrain_hap", override))
+
+
+def test_parts_can_be_switched_off():
+    off = ["callbacks.progress=null", "callbacks.pictures=null", "+callbacks.mine=null", "+logger.wandb=null"]
+    check_config(config("train", "experiment=pretrain_hap", *off, "logger.csv=null"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.reader=read_market1501", "data.plan=3", "data.transforms=3", "task.model=3", "task.recipe=3"],
+)
+def test_a_value_in_place_of_a_part_is_found(override):
+    key, _, value = override.partition("=")
+    with pytest.raises(HapError, match=f"{key.partition('.')[2]} is '?{value}'?, not built by a _target_$"):
+        check_config(config("train", "experiment=reid_market1501", override))
 
 
 def test_an_argument_of_the_trainer_can_be_added():
@@ -228,6 +259,15 @@ def test_missing_data_says_what_to_type(tmp_path):
     assert not list(tmp_path.rglob("config.yaml"))  # the folder is still free for the run that is meant
     full = program("train", "experiment=pretrain_hap", "trainer=cpu", cwd=tmp_path, HYDRA_FULL_ERROR="1")
     assert "Traceback" in full.stderr
+
+
+def test_a_group_can_be_left_out(tmp_path):
+    """Hydra has no null for a group."""
+    off = ["logger=null", "callbacks=null", "data.root=.", "trainer=cpu"]
+    result = program("train", "experiment=reid_market1501", *off, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "bounding_box_train" in result.stderr  # on to the data
 
 
 def test_an_unexpected_error_keeps_its_traceback():

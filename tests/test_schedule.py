@@ -70,6 +70,12 @@ def test_run_that_stops_early_keeps_its_schedule(luperson, tmp_path, caplog):
         ("micro_batch_size=0", "micro_batch_size=0: at least 1"),
         ("img_size=[64]", r"img_size=\[64\]: \[height, width\]"),
         ("img_size=[64,-32]", r"\[height, width\]"),
+        ("seed=-1", "seed=-1: from 0 to 4294967295"),
+        ("data.num_workers=-1", "data.num_workers=-1, .*at least 0 processes"),
+        ("data.eval_batch_size=0", "data.eval_batch_size=0, .*at least 1 image"),
+        ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: .*from 0 to 1"),
+        ("task.recipe.warmup_epochs=-1", "task.recipe.warmup_epochs=-1: 0 or more"),
+        ("task.recipe.base_lr=-1", "task.recipe.base_lr=-1: 0 or more"),
     ],
 )
 def test_other_steps_than_planned_are_refused(override, message, luperson, tmp_path):

@@ -71,7 +71,7 @@ def run_with_hydra(
     signal.signal(signal.SIGTERM, _stop)
     logging.raiseExceptions = False  # a log file on a full disk: a traceback for each line of it
     register()
-    sys.argv[1:] = quote_paths(sys.argv[1:])
+    sys.argv[1:] = [_without(argument) for argument in quote_paths(sys.argv[1:])]
     for message in _KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -84,6 +84,12 @@ def run_with_hydra(
     except _Stopped:
         print(f"hap: {stopped}", file=sys.stderr)
         raise
+
+
+def _without(argument: str) -> str:
+    """`logger=null` in the spelling of Hydra, which has no null for a group: `~logger`."""
+    group, _, value = argument.partition("=")
+    return f"~{group}" if group and value == "null" and (CONF_DIR / group).is_dir() else argument
 
 
 _PATHS = (

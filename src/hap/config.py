@@ -6,9 +6,10 @@ import difflib
 import inspect
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import torch
 from hydra.conf import HydraConf
@@ -16,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from hap.errors import HapError
 from hap.metrics.direction import lower_is_better
@@ -176,6 +178,11 @@ def _key_errors(path: str, node: DictConfig) -> Iterator[str]:
         yield from (
             f"there is no key {where}{key!s}{did_you_mean(key, known)}" for key in node if key not in known
         )
+        yield from (
+            f"{where}{key!s}: has no _target_"
+            for key in known
+            if key in node and _builds_nothing(node._get_node(key))
+        )
         return
     if "_target_" in node:
         if error := _target_error(node["_target_"]):
@@ -185,11 +192,25 @@ def _key_errors(path: str, node: DictConfig) -> Iterator[str]:
         return
     # A dict of parts (callbacks, loggers, transforms): each is something to build, or switched off.
     parts = {key: node._get_node(key) for key in node}
-    if any(isinstance(part, DictConfig) and "_target_" in part for part in parts.values() if part):
-        right = [key for key, part in parts.items() if isinstance(part, DictConfig) and "_target_" in part]
-        for key, part in parts.items():
-            if key not in right and not (part is None or part._is_none() or part._is_interpolation()):
-                yield f"{path}.{key!s}: has no _target_{did_you_mean(key, right)}"
+    right = [key for key, part in parts.items() if isinstance(part, DictConfig) and "_target_" in part]
+    for key, part in parts.items() if right else ():
+        if part is None or part._is_none():
+            names = {*right, *(k for file in (CONF_DIR / path).glob("*.yaml") for k in OmegaConf.load(file))}
+            if key not in names and (meant := did_you_mean(key, names, listed=False)):
+                yield f"{path}.{key!s}: there is nothing to switch off{meant}"
+        elif key not in right and not part._is_interpolation():
+            yield f"{path}.{key!s}: has no _target_{did_you_mean(key, right)}"
+
+
+def _builds_nothing(node: Any) -> bool:
+    """Whether a root key that is built has keys, but neither a target nor parts with one."""
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
+        return False
+    if node._metadata.ref_type is not Any or dataclasses.is_dataclass(node._metadata.object_type):
+        return False
+    values = [node._get_node(key) for key in node]
+    built = "_target_" in node or any(isinstance(v, DictConfig) and "_target_" in v for v in values if v)
+    return not built and not all(value is None or value._is_none() for value in values)
 
 
 def _argument_errors(node: DictConfig) -> Iterator[str]:
@@ -207,6 +228,38 @@ def _argument_errors(node: DictConfig) -> Iterator[str]:
             "_convert_",
         ):
             yield f"{target} has no argument {key!r}{did_you_mean(key, parameters)}"
+        elif key in parameters and target.startswith("hap."):
+            value: Any = node._get_node(key)
+            if not _fits(value, parameters[key].annotation):
+                what = (
+                    "has keys, but no"
+                    if isinstance(value, DictConfig)
+                    else f"is {value._value()!r}, not built by a"
+                )
+                yield f"{key!s} {what} _target_"
+
+
+def _fits(node: Any, annotation: Any) -> bool:
+    """Whether a value may stand where it does: a plain one not where something built is asked for, a dict without a
+    target only where a mapping is."""
+    if node is None or node._is_none() or node._is_missing() or node._is_interpolation():
+        return True
+    if isinstance(node, DictConfig) and "_target_" in node:
+        return True
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    origins = [get_origin(kind) or kind for kind in kinds if kind is not type(None)]
+    mapping = [inspect.isclass(origin) and issubclass(origin, Mapping) for origin in origins]
+    if isinstance(node, DictConfig):
+        return any(mapping) or any(origin in (Any, inspect.Parameter.empty) for origin in origins)
+    built = [
+        origin is Callable
+        or (
+            inspect.isclass(origin)
+            and (issubclass(origin, nn.Module) or origin.__module__.startswith("hap."))
+        )
+        for origin in origins
+    ]
+    return not all(map(operator.or_, mapping, built))
 
 
 def signature_of(function: Any) -> dict[str, inspect.Parameter] | None:

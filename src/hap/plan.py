@@ -47,6 +47,8 @@ def check_numbers(cfg: DictConfig) -> None:
     for key, (neutral, instead) in _INSTEAD.items():
         if (value := cfg.trainer.get(key)) not in (neutral, None):
             errors.append(f"trainer.{key}={value}: {instead}")
+    if not 0 <= cfg.seed < 1 << 32:
+        errors.append(f"seed={cfg.seed}: from 0 to {(1 << 32) - 1}")
     if cfg.trainer.max_epochs != cfg.epochs:
         errors.append(f"trainer.max_epochs={cfg.trainer.max_epochs}: set epochs; the schedule follows it")
     if cfg.trainer.max_steps == 0:

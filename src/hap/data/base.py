@@ -269,6 +269,11 @@ class DataModule(L.LightningDataModule):
         draw: Callable[[], Path] | None = None,
     ):
         super().__init__()
+        if eval_batch_size < 1 or (num_workers or 0) < 0 or not 0 <= max_bad_fraction <= 1:
+            raise HapError(
+                f"data.eval_batch_size={eval_batch_size}, data.num_workers={num_workers}, data.max_bad_fraction="
+                f"{max_bad_fraction:g}: at least 1 image, at least 0 processes, a share from 0 to 1"
+            )
         self.synthetic, self.draw = synthetic, draw
         self.root, self.reader, self.transforms = user_path(root), reader, transforms
         self.num_workers, self.plan = num_workers, plan

@@ -18,7 +18,11 @@ from hap.errors import BadSample, HapError, printable
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # in any case
+# What both OpenCV and Pillow read, in any case.
+IMAGE_SUFFIXES = (
+    *(".bmp", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
 MAX_BYTES = 1 << 28  # of one file; a sparse or endless one would fill the memory
 MAX_JSON = 1 << 33  # of one with all annotations of a data set; of MuCo-3DHP it may be more than two GB
 
