@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import struct
 import time
@@ -28,6 +29,7 @@ from hap.config import CONF_DIR
 from hap.errors import HapError
 from hap.loggers import run_labels, typed
 from hap.runner import run
+from hap.wandb_file import cut_to_whole_records
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")  # of wandb-workspaces
 WORKSPACE = runpy.run_path(str(Path(__file__).parents[1] / "scripts/wandb_workspace.py"))
@@ -218,9 +220,25 @@ def test_a_run_that_was_killed_can_be_read_to_where_it_is_whole(resumed):
     assert 0 < read[0] < read[-1] == STOP + 1
 
 
+def test_the_half_record_of_a_kill_is_cut_off(resumed, tmp_path):
+    (source,) = parts(resumed)[0].folder.glob("*.wandb")
+    data, path = source.read_bytes(), tmp_path / "run.wandb"
+    for keep in (len(data), len(data) - 1, len(data) - 8, len(data) // 2, 7, 3):
+        path.write_bytes(data[:keep])
+        cut_to_whole_records(path)
+        assert data.startswith(left := path.read_bytes())
+        if keep > 7:  # not one byte more than the records need
+            whole = len(list(records(source.parent, keep)))
+            assert len(list(records(tmp_path))) == whole
+            assert len(list(records(tmp_path, len(left) - 1))) == whole - 1
+    path.write_bytes(b"something else")
+    cut_to_whole_records(path)
+    assert path.read_bytes() == b"something else"
+
+
 def test_an_evaluation_is_at_the_step_of_its_checkpoint(people, resumed, tmp_path, monkeypatch):
     """As a job of a multirun, with names that are not UTF-8 and too long for a tag."""
-    long = f"task.recipe.base_lr={'0' * 70}.1"
+    long = f"task.recipe.base_lr=0.1{'0' * 70}"
     file = f"ckpt_path={resumed}/checkpoints/last.ckpt"
     more = ("trainer.benchmark=false", "masking=random", long, "+name='x\udcff'", file)
     cfg = config("eval", *options(people), *more[:3], more[4], hydra=True)
@@ -230,10 +248,18 @@ def test_an_evaluation_is_at_the_step_of_its_checkpoint(people, resumed, tmp_pat
     cfg = config("eval", *options(people), *more[:3], more[4])
     cfg.name = "x\udcff"
     folder = tmp_path / "sweep_today/3"
+    killed = folder / "wandb/offline-run-20261128_000000-before/run-before.wandb"
+    killed.parent.mkdir(parents=True)
+    (folder / "wandb/id.txt").write_text("before")
+    whole = next(parts(resumed)[0].folder.glob("*.wandb")).read_bytes()
+    killed.write_bytes(whole[:-3])
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         results = run("eval", cfg, folder)
     assert results["steps"] == 2 * STEPS
+    assert len(killed.read_bytes()) < len(whole) - 3
+    shutil.rmtree(killed.parent)
     (part,) = parts(folder)
+    assert part.run.run_id == "before"
     assert part.points("test/loss") == [(2 * STEPS, pytest.approx(results["test/loss"]))]
     assert logged(folder, 0, "test/loss")[0][0] == 2 * STEPS
     assert part.config["overrides"]["masking"] == "random"
@@ -241,7 +267,8 @@ def test_an_evaluation_is_at_the_step_of_its_checkpoint(people, resumed, tmp_pat
     assert (part.run.run_group, part.run.job_type) == ("x\\xff sweep_today", "eval")
     assert "masking=random" in part.run.tags
     assert not any(len(tag) > 64 for tag in part.run.tags)
-    assert part.run.display_name.startswith("x\\xff img_size")
+    assert part.run.display_name.startswith("x\\xff 3 ")
+    assert "masking=random" in part.run.display_name  # what comes last of what there is room for
     assert len(part.run.display_name) <= 128
 
 

@@ -26,6 +26,7 @@ from hap.metrics.direction import lower_is_better
 from hap.multirun import is_multirun
 from hap.record import read_status
 from hap.reports.run import read_run
+from hap.wandb_file import cut_to_whole_records
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +73,11 @@ class WandbRun(WandbLogger):
         """
         status = read_status(self.folder)
         overrides = status.get("overrides", [])
-        labels = [printable(cfg.name), *run_labels(overrides)]
+        name, labels = printable(cfg.name), run_labels(overrides)
         known = {
             "id": self._kept_id(),
-            "name": " ".join(labels)[:128],
-            "tags": [tag for tag in dict.fromkeys(labels) if len(tag) <= 64],  # W&B's limits
+            "name": _fitting([f"{name} {self.folder.name}" if is_multirun() else name, *labels]),
+            "tags": [tag for tag in dict.fromkeys([name, *labels]) if len(tag) <= 64],  # W&B's limits
             "group": printable(f"{cfg.name} {self.folder.parent.name}") if is_multirun() else None,
             "job_type": status.get("program"),
         }
@@ -109,6 +110,9 @@ class WandbRun(WandbLogger):
         options = {name: value for name, value in self._wandb_init.items() if name != "anonymous"}
         # Copies of pictures and reports until they are sent: in the run folder, not in the home folder.
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "wandb"))
+        for path in self.folder.glob(f"wandb/offline-run-*-{options['id']}/*.wandb"):
+            with suppress(OSError):
+                cut_to_whole_records(path)
         try:
             mode: Any = "offline" if self._offline else _mode()
             if mode == "disabled":
@@ -304,6 +308,13 @@ def typed(overrides: list[str]) -> dict[str, float | str]:
         except ValueError:
             values[key.replace(".", "/")] = value
     return values
+
+
+def _fitting(words: list[str]) -> str:
+    """A name of W&B's 128 characters at most. What is swept comes last on a command line, so the first ones go."""
+    while len(words) > 2 and len(" ".join(words)) > 128:
+        del words[1]
+    return " ".join(words)[:128]
 
 
 def run_labels(overrides: list[str]) -> list[str]:
