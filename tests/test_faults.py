@@ -104,6 +104,17 @@ def test_another_run_is_not_resumed(again, luperson, change, named):
     assert steps(again) == [4, 8, 11, 12, 16, 20, 22]
 
 
+@pytest.mark.parametrize(
+    ("change", "lr"), [("epochs=2", None), ("epochs=4", 4.43e-6), ("task.recipe.base_lr=3e-4", 5.35e-6)]
+)
+def test_a_learning_rate_that_jumps_is_said(again, luperson, change, lr, caplog):
+    """Another length or peak of the recipe is allowed, but seldom meant."""
+    path = again / "checkpoints/step-000000016.ckpt"  # 5 / 11 of the cosine from 4.69e-6, or 5 / 33
+    train(again, luperson, "resume=auto", f"ckpt_path={path}", "trainer.max_steps=17", change)
+    said = [line for line in caplog.messages if "the learning rate goes on" in line]
+    assert [f"goes on at {lr:.3g}, not at 2.68e-06 as" in line for line in said] == [True] * (lr is not None)
+
+
 def test_every_difference_is_named_at_once(again, luperson):
     with pytest.raises(HapError, match="weights=") as error:
         train(again, luperson, "resume=auto", "seed=7", "data.reader.cfs_ratio=0.5")

@@ -1,6 +1,7 @@
 """The part of training that is the same for every task."""
 
 import csv
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torchmetrics import Metric
 
@@ -17,6 +19,8 @@ from hap.data.samplers import BatchPlan
 from hap.data.transforms import PIXEL_MEAN, PIXEL_STD
 from hap.errors import HapError
 from hap.optim import Recipe
+
+log = logging.getLogger(__name__)
 
 
 class Task(L.LightningModule):
@@ -199,6 +203,7 @@ class Task(L.LightningModule):
     def on_train_start(self) -> None:
         """A resumed run has the learning rate and decay of its configuration, not those in the checkpoint."""
         optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        before = max(group["lr"] for group in optimizer.param_groups)
         scheduler: Any = self.lr_schedulers()
         configured, schedule = self._optimizer()
         scheduler.base_lrs = schedule.base_lrs
@@ -207,6 +212,13 @@ class Task(L.LightningModule):
         ):
             lr = peak * scheduler.lr_lambdas[0](scheduler.last_epoch)
             group.update({key: value for key, value in wanted.items() if key != "params"} | {"lr": lr})
+        now = max(group["lr"] for group in optimizer.param_groups)
+        if not math.isclose(before, now, rel_tol=1e-6, abs_tol=1e-12):
+            rank_zero_only(log.warning)(
+                "the learning rate goes on at %.3g, not at %.3g as in the checkpoint's run: epochs, warm-up or peak "
+                "(task.recipe) are not what they were",
+                *(now, before),
+            )
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = self._optimizer()
