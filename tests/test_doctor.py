@@ -215,8 +215,10 @@ def test_links_to_nowhere(tmp_path):
 
 
 def test_folders_and_files_that_may_not_be_read(tmp_path):
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents):
         folder.chmod(0o755)
+        if folder.name.startswith("pytest-of-"):
+            break
     touch(tmp_path / "market1501", *MARKET, GALLERY)
     touch(tmp_path / "peta", "PETA.mat", "images/00001.png")
     touch(tmp_path / "coco", "annotations/person_keypoints_val2017.json", "val2017/a.jpg")

@@ -76,8 +76,8 @@ class Recipe:
             raise ValueError("give either base_lr (per 256 images) or lr (absolute)")
         for name in ("base_lr", "lr", "encoder_lr", "warmup_epochs", "weight_decay", "clip_norm"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"task.recipe.{name}={value:g}: 0 or more")
+            if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+                raise ValueError(f"task.recipe.{name}={value}: 0 or more")
 
     def peak_lr(self, total_batch_size: int) -> float:
         return self.lr if self.lr is not None else self.base_lr * total_batch_size / 256  # type: ignore[operator]

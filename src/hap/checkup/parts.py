@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-IMAGES = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGES = (
+    *(".bmp", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
 
 
 @dataclass(frozen=True)
