@@ -190,6 +190,7 @@ def test_thresholds_are_tuned_on_validation_and_kept(root, trained, tmp_path):
     assert "tuned on the validation split" in protocol(tmp_path / "eval")["threshold"]
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(root, trained, tmp_path):
     """17 images on two processes: one is seen twice, and counts once. Tables, thresholds and pictures are of all."""
     checkpoint = trained / "checkpoints/best.ckpt"

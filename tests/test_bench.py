@@ -45,6 +45,7 @@ def test_benchmark_fits_its_constructors(benchmark, experiment):
     check_config(config("bench", f"benchmark={benchmark}", f"experiment={experiment}"))
 
 
+@pytest.mark.slow
 def test_pretrain_from_the_configuration_to_the_files(luperson, tmp_path, monkeypatch):
     monkeypatch.setattr(steps.StepBench, "too_slow", lambda self, variant: variant.compiled)  # minutes here
     files = (f"data.root={luperson}", f"out={tmp_path}", f"benchmark.shards={tmp_path / 'shards'}")

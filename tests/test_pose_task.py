@@ -85,6 +85,7 @@ def test_what_an_evaluation_leaves_scores_the_same_without_a_model(coco, trained
         assert [row["joint"] for row in csv.DictReader(table)][:2] == ["nose", "left_eye"]
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(coco, trained, tmp_path):
     options = (*COCO, f"ckpt_path={trained}/checkpoints/last.ckpt", "data.eval_batch_size=3")
     one = evaluate(coco, tmp_path / "one", *options)

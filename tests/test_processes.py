@@ -269,7 +269,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, caplog
         advance(10)  # too early for a line
         monkeypatch.setattr(hap.progress, "SECONDS", 0)
         advance(1490)
-    (line,) = caplog.messages
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "hap.progress")
     assert line.startswith("packing: 2,000 of 2,000, ")
     assert line.endswith("0:00:00 left")
 

@@ -94,6 +94,7 @@ def share(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
     return (picture[..., ::-1] == colour).all(2).mean()
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_to_the_same(market, checkpoint, tmp_path):
     """51 images in shares of 26: one is seen twice and counted once."""
     one = evaluate(market, tmp_path / "one", f"ckpt_path={checkpoint}", "task.metric.rerank=true")

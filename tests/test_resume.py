@@ -161,6 +161,7 @@ def command(*options: str) -> list[str]:
     return [sys.executable, "-m", "hap.train", *options]
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_continued_with_one(luperson, tmp_path):
     """The effective batch and the samples of each step stay, so one process ends where two would have."""
     distributed = overrides(

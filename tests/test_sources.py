@@ -372,6 +372,7 @@ def test_bad_files_are_named_and_left_out(crops, checkpoint, tmp_path, caplog, b
     assert f"{bad} of {bad + 2} images could not be read and are left out" in caplog.text
 
 
+@pytest.mark.slow
 def test_bad_files_of_two_processes(crops, checkpoint, tmp_path):
     """Six images in shares of three, two of them of one process; what one repeats is not counted again."""
     damaged(crops, 4)

@@ -225,6 +225,7 @@ def test_the_objective_is_a_result():
     assert objective_of(config("train", "experiment=pretrain_hap"), {}) is None
 
 
+@pytest.mark.slow
 def test_a_search_is_told_of_a_failed_trial_and_goes_on(luperson, tmp_path):
     overrides = [
         "sweep=optuna",
