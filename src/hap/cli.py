@@ -24,7 +24,6 @@ from omegaconf.errors import OmegaConfBaseException
 from hap.config import CONF_DIR, check_hydra, did_you_mean, register, signature_of
 from hap.errors import HapError
 from hap.multirun import is_multirun, job_of_sweep, objective_of, sweep_told
-from hap.programs import main as main  # console scripts that were installed earlier look for it here
 
 BAD_INPUT = (HapError, HydraException, OmegaConfBaseException)
 MULTIRUN = ("-m", "--multirun")
