@@ -314,7 +314,7 @@ def test_imports_go_one_way():
         text = path.read_text()
         imported = set(re.findall(r"^\s*(?:from|import) hap\.(\w+)", text, re.M))
         if part in side_by_side:
-            allowed = {"errors", "processes", "pose", "body", part} | (
+            allowed = {"errors", "processes", "pose", "body", "text", part} | (
                 {"config"} if part == "models" else set()
             )
             assert imported <= allowed, f"{path} imports {imported - allowed}"

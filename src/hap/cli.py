@@ -104,6 +104,8 @@ _PATHS = (
     "root",
     "run_dir",
     "shards",
+    "text",
+    "text_encoder",
     "weights",
 )
 
@@ -205,8 +207,11 @@ def advice(key: str, config_name: str) -> str:
     return did_you_mean(key, keys, listed=False) or (did_you_mean(key, cfg) if not parent else "")
 
 
-# Lightning's advice on what is meant as it is: its own use of torch, in-process loading, short epochs.
-_KNOWN_WARNINGS = (".*LeafSpec.*", ".*does not have many workers.*", "The number of training batches.*")
+# Lightning's advice on what is meant as it is: its own use of torch, in-process loading, short epochs, frozen parts.
+_KNOWN_WARNINGS = (
+    *(".*LeafSpec.*", ".*does not have many workers.*", "The number of training batches.*"),
+    r"Found \d+ module\(s\) in eval mode.*",
+)
 
 _NOISE = re.compile(
     r"\s*(full_key:|object_type=|reference_type=|Config search path|Set the environment|\t*provider=|"

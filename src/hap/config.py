@@ -23,6 +23,7 @@ from hap.errors import HapError
 from hap.metrics.direction import lower_is_better
 from hap.run_folder import make_folder
 from hap.schema import ExportRoot, PackRoot, Root, SynthesizeRoot
+from hap.text.sources import bert_sizes, bert_weights, choose_source
 
 _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ inside the package; a checkout and an editable install have it at the top.
@@ -45,7 +46,7 @@ _PARTS = (
         "probe",
         "progress",
     ),
-    *("reports", "safety", "synthetic", "tasks"),
+    *("reports", "safety", "synthetic", "tasks", "text"),
 )
 OURS = tuple(f"hap.{part}." for part in _PARTS)
 # ... and classes of other packages: functions there load files, fetch them or start processes.
@@ -85,6 +86,9 @@ def register() -> None:
     OmegaConf.register_new_resolver("direction", direction, replace=True)
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", make_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("text_source", choose_source, replace=True)
+    OmegaConf.register_new_resolver("text_sizes", bert_sizes, replace=True)
+    OmegaConf.register_new_resolver("text_weights", bert_weights, replace=True)
 
 
 def folder_name(name: str) -> str:
@@ -332,13 +336,15 @@ def check_config(cfg: DictConfig) -> None:
         key for key in unused if not OmegaConf.is_missing(cfg.masking, key.removeprefix("masking."))
     ]:
         errors.append(f"{', '.join(given)}: nothing is masked in this experiment; leave it out")
+    if cfg.get("text_encoder", "auto") != "auto" and not _is_used(cfg, "text_encoder"):
+        errors.append("text_encoder: nothing reads it here; a checkpoint knows its own")
     if errors:
         raise HapError("the configuration has mistakes:\n" + "\n".join(f"  {e}" for e in errors))
 
 
 def _is_used(cfg: DictConfig, group: str) -> bool:
     return any(
-        f"${{{group}." in node._value()
+        re.search(rf"\$\{{{group}[.}}]", node._value())
         for _, node in _nodes(cfg)
         if node is not None and node._is_interpolation() and isinstance(node._value(), str)
     )

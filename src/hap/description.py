@@ -26,8 +26,9 @@ GROUPS = ("data", "task", "model", "masking", "body")
 # What makes the model and what it is measured by. Devices, loggers and callbacks are those of the machine.
 KEPT = ("name", "seed", "img_size", "epochs", "total_batch_size", "synthetic", *GROUPS)
 EXPERIMENT = "of_the_checkpoint"
-# Arguments with which the same weights are the same network: of training, and how much of an image it is shown.
-FREE = ("drop_path", "grad_checkpointing", "mask_ratio")
+# Arguments with which the same weights are the same network: of training, how much of an image it is shown, and the
+# file that a part of it began with.
+FREE = ("drop_path", "dropout", "frozen", "grad_checkpointing", "mask_ratio", "weights")
 # An interpolation that calls a resolver. Only where data are by default is asked of the machine at hand.
 _RESOLVER = re.compile(r"\$\{(?!oc\.env:HAP_DATA,)[^}]*:")
 
@@ -70,6 +71,8 @@ def _plain(node: Any) -> Any:
     if isinstance(node, ListConfig) and not (node._is_none() or node._is_missing()):
         return [_plain(node._get_node(index)) for index in range(len(node))]
     value = node._value()
+    if isinstance(value, dict):  # of a resolver: numbers by name
+        return dict(value)
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
@@ -179,4 +182,8 @@ def _sizes(cfg: Any) -> dict[str, Any]:
     }
     model: Any = OmegaConf.to_container(cfg.task.model, resolve=True)
     repeated = {"img_size", *cfg.model, *FREE}
-    return values | {f"task.model.{key}": value for key, value in model.items() if key not in repeated}
+    model = {key: value for key, value in model.items() if key not in repeated}
+    for key, part in model.items():
+        if isinstance(part, dict):
+            model[key] = {name: value for name, value in part.items() if name not in FREE}
+    return values | {f"task.model.{key}": value for key, value in model.items()}

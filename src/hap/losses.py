@@ -128,6 +128,93 @@ class SoftTripletLoss(nn.Module):
             return F.softplus(positive - negative).mean()
 
 
+class RankingLoss(nn.Module):
+    """Semi-hard triplets of images and captions (the official code of text-to-image ReID; SSAN): of each image one
+    caption of another person that is less alike than its own, but by less than the margin, and of each caption such an
+    image, drawn at random. The sum of margin - own + other over all of them. Where one side has none, its last sample
+    with the first of another person stands for it.
+
+    Other captions of the same person are neither pulled nor pushed, and an image is never its own negative.
+
+    Args:
+        margin: of the cosines.
+        batch_size: pairs N of which it is the sum; of another number it is brought to that of so many.
+        seed: of the draws, with `step`.
+    """
+
+    def __init__(self, margin: float = 0.2, batch_size: int = 64, seed: int = 0):
+        super().__init__()
+        self.margin, self.batch_size, self.seed = margin, batch_size, seed
+        self.step = 0  # set by the task: the draws of a step are the same on every rank
+
+    def forward(self, images: Tensor, texts: Tensor, identity: Tensor) -> Tensor:
+        """images, texts: (N, E), of one pair each; identity: (N,) integers. The same N on every rank."""
+        with torch.autocast(images.device.type, enabled=False):
+            pair, identity = _gather_pairs(images, texts, identity)
+            cosine = F.normalize(pair[0]) @ F.normalize(pair[1]).T  # (N, N), N from here on of all ranks
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
+            chosen = [self.triplets(side, identity, generator) for side in (cosine, cosine.T)]
+            return self.of_triplets(cosine, *chosen) * self.batch_size / len(cosine)
+
+    def candidates(self, cosine: Tensor, identity: Tensor) -> Tensor:
+        """The semi-hard negatives of each row, bool (N, N)."""
+        distance = cosine - cosine.diagonal()[:, None] + self.margin
+        return (identity[:, None] != identity) & (distance > 0) & (distance < self.margin)
+
+    @torch.no_grad()
+    def triplets(self, cosine: Tensor, identity: Tensor, generator: torch.Generator) -> Tensor:
+        """Rows of (N, N) and the column that was drawn for each, (T, 2); none if all are one person."""
+        candidates = self.candidates(cosine, identity)
+        anchors = candidates.any(1).nonzero().squeeze(1)
+        if len(anchors):
+            drawn = torch.multinomial(candidates[anchors].float().cpu(), 1, generator=generator)
+            return torch.stack([anchors, drawn.squeeze(1).to(anchors.device)], 1)
+        other = identity[-1] != identity
+        if not other.any():
+            return anchors.new_zeros(0, 2)
+        return torch.stack([other.new_tensor(len(other) - 1, dtype=torch.long), other.int().argmax()])[None]
+
+    def of_triplets(self, cosine: Tensor, image: Tensor, text: Tensor) -> Tensor:
+        """The sum over given triplets (T, 2) of images and of texts."""
+        loss = cosine.new_zeros(())
+        for side, (row, column) in ((cosine, image.unbind(1)), (cosine.T, text.unbind(1))):
+            loss = loss + F.relu(self.margin - side[row, row] + side[row, column]).sum()
+        return loss
+
+
+class SDMLoss(nn.Module):
+    """Similarity distribution matching (Jiang and Ye, CVPR 2023): the Kullback-Leibler divergence of the softmax over
+    the cosines from the even distribution over all pairs of the same person, summed over both directions. All captions
+    of a person are pulled to all images of it.
+
+    Args:
+        scale: of the cosines, 1 / temperature.
+    """
+
+    def __init__(self, scale: float = 50.0):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, images: Tensor, texts: Tensor, identity: Tensor) -> Tensor:
+        """images, texts: (N, E), of one pair each; identity: (N,) integers. The same N on every rank."""
+        with torch.autocast(images.device.type, enabled=False):
+            pair, identity = _gather_pairs(images, texts, identity)
+            cosine = F.normalize(pair[0]) @ F.normalize(pair[1]).T  # (N, N), N from here on of all ranks
+            same = (identity[:, None] == identity).float()
+            wanted = (same / same.sum(1, keepdim=True) + 1e-8).log()
+            logs = [(self.scale * side).log_softmax(1) for side in (cosine, cosine.T)]
+            return torch.stack([(log.exp() * (log - wanted)).sum(1).mean() for log in logs]).sum()
+
+
+def _gather_pairs(images: Tensor, texts: Tensor, identity: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Of all ranks, float32, with gradients: every rank computes the same loss, and DDP's mean of the ranks'
+    gradients is the gradient of one process with the whole batch."""
+    pair = images.float(), texts.float()
+    if not _distributed():
+        return pair, identity
+    return (_GatherRows.apply(pair[0]), _GatherRows.apply(pair[1])), _GatherRows.apply(identity)
+
+
 class WeightedBCE(nn.Module):
     """Binary cross-entropy of many attributes in which the rarer of yes and no weighs more (Li et al., ACPR 2015):
     exp(1 - r) for yes and exp(r) for no, r the share of yes in training. A label below 0 is unknown and costs nothing.

@@ -18,13 +18,14 @@ def parameter_groups(
     layer_decay: float | None = None,
     decay_all: bool = False,
     encoder_scale: float = 1.0,
+    text_scale: float = 1.0,
 ) -> list[dict]:
     """Group the trainable parameters by (learning-rate scale, weight decay), in order of first appearance.
 
     One-dimensional parameters (biases, norms) and those named in `no_decay` are decayed by `decay_all` only. With
     `layer_decay` the scale is layer_decay^(depth + 1 - id), by `model.layer_id(name)`: 0 for the embeddings, i + 1
     for block i, depth + 1 for whatever stands on top (BEiT's rule). The scale of an encoder's parameters is multiplied
-    by `encoder_scale`.
+    by `encoder_scale`, that of a text encoder's by `text_scale`.
 
     Returns:
         dicts with `params`, `names`, `lr_scale`, `weight_decay`, as torch.optim takes them.
@@ -36,6 +37,7 @@ def parameter_groups(
         decay = weight_decay if decay_all or not (parameter.ndim <= 1 or name in no_decay) else 0.0
         scale = 1.0 if layer_decay is None else layer_decay ** (len(model.blocks) + 1 - model.layer_id(name))
         scale *= encoder_scale if name.startswith(_ENCODER) else 1
+        scale *= text_scale if name.startswith("text.") else 1
         group = groups.setdefault(
             (scale, decay), {"params": [], "names": [], "lr_scale": scale, "weight_decay": decay}
         )
@@ -56,7 +58,7 @@ class Recipe:
         layer_decay: factor per layer from the top, None for none.
         decay_all: decay biases, norms and position embeddings, too.
         clip_norm: largest norm of the gradient of all parameters together; None does not clip.
-        encoder_lr: peak of the encoder's parameters; None: as the others.
+        encoder_lr, text_lr: peak of the parameters of the image encoder and of a text encoder; None: as the others.
     """
 
     epochs: int
@@ -70,6 +72,7 @@ class Recipe:
     decay_all: bool = False
     clip_norm: float | None = None
     encoder_lr: float | None = None
+    text_lr: float | None = None
 
     def __post_init__(self):
         if (self.base_lr is None) == (self.lr is None):
@@ -104,8 +107,10 @@ class Recipe:
         """
         schedule_steps = schedule_steps or steps_per_epoch
         peak = self.peak_lr(total_batch_size)
-        scale = 1.0 if self.encoder_lr is None else self.encoder_lr / peak
-        groups = parameter_groups(model, self.weight_decay, no_decay, self.layer_decay, self.decay_all, scale)
+        scales = [1.0 if lr is None else lr / peak for lr in (self.encoder_lr, self.text_lr)]
+        groups = parameter_groups(
+            model, self.weight_decay, no_decay, self.layer_decay, self.decay_all, *scales
+        )
         for group in groups:
             group["lr"] = peak * group["lr_scale"]
             del group["names"]

@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 from hap.data.base import Record
 from hap.data.boxes import read_boxes
-from hap.data.files import user_path
+from hap.data.files import read_text, user_path
+from hap.data.kept import SUFFIX, read_kept
 from hap.data.keypoint_files import read_keypoints
 from hap.data.sources import INPUTS, read_inputs
 from hap.data.video import record
 from hap.detector import TorchvisionDetector, detect
-from hap.errors import HapError
+from hap.errors import HapError, printable
 from hap.tasks.base import Task
 
 
@@ -34,6 +35,12 @@ def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
         raise HapError(f"predict needs {needed}; in place of a FOLDER: {INPUTS}")
     if cfg.boxes != "detector" and (cfg.detector_weights is not None or cfg.detector != "resnet50"):
         raise HapError("the keys detector... are for boxes=detector, which is missing")
+    if task.takes_texts:
+        task.texts = _sentences(cfg.text)
+        if str(given["gallery"]).lower().endswith(SUFFIX):
+            return read_kept(user_path(given["gallery"]))
+    elif cfg.text is not None:
+        raise HapError("text= is for models of text-to-image re-identification")
     for part, text in given.items():
         if camera := re.fullmatch(r"webcam:(\d+)", text):
             given[part] = str(_recorded(int(camera[1]), run_dir, cfg.webcam_seconds))
@@ -53,6 +60,20 @@ def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
         make = partial(TorchvisionDetector, cfg.detector, weights, device)
         path = detect(make, pictures, run_dir / "detections.json", cfg.detector_score)
     return read_boxes(path, pictures, task.whole_pictures)
+
+
+def _sentences(text: str | None) -> list[str]:
+    """What to look for: a sentence, or those of a file, one on each line."""
+    if text is None:
+        raise HapError(
+            'predict needs text="a woman in a red coat", or text=FILE.txt with a sentence on each line'
+        )
+    path = user_path(text)
+    lines = read_text(path).split("\n") if text.lower().endswith(".txt") and path.is_file() else [text]
+    sentences = [line.strip() for line in lines if line.strip()]
+    if not sentences:
+        raise HapError(f"text={printable(text)}: there is no sentence in it")
+    return sentences
 
 
 def _recorded(number: int, run_dir: Path, seconds: float) -> Path:

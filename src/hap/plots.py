@@ -131,6 +131,16 @@ def tile_rows(rows: Sequence[Sequence[Tile]], border: int = 5, gap: int = 6) -> 
     return canvas
 
 
+def captioned(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """A picture (H, W, 3) below lines of text, on white."""
+    line = 16
+    above = np.full((line * len(lines) + 6, picture.shape[1], 3), 255, np.uint8)
+    for i, words in enumerate(lines):
+        at = (6, (i + 1) * line)
+        cv2.putText(above, words, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (40,) * 3, 1, cv2.LINE_AA)
+    return np.concatenate([above, picture])
+
+
 def curves(
     x: np.ndarray, values: Mapping[str, np.ndarray], xlabel: str, ylabel: str, title: str = ""
 ) -> np.ndarray:

@@ -18,6 +18,7 @@ from hap.checkpointing import CheckpointFiles, newest_intact, read_checkpoint
 from hap.config import check_config
 from hap.data.base import DataModule
 from hap.data.files import user_path
+from hap.data.kept import Kept
 from hap.description import check_same, checked, describe_run, describe_weights
 from hap.errors import HapError
 from hap.loggers import begin_wandb, close_wandb, set_step
@@ -125,6 +126,7 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             trainer.strategy.checkpoint_io = _resume(ckpt_path, cfg, datamodule, task)
         if cfg.dry_run:
             return {}
+    people: Any = None
     if stage == "predict":
         people = find_people(cfg, run_dir, task)
         datamodule.splits = {"predict": people}
@@ -145,6 +147,8 @@ def _run(stage: Stage, cfg: DictConfig, run_dir: Path) -> dict[str, float]:
             if task.needs_validation:
                 trainer.validate(task, datamodule, verbose=False)
             trainer.test(task, datamodule, verbose=False)
+        elif isinstance(people, Kept):
+            task.search(people, run_dir)
         else:
             trainer.predict(task, datamodule, return_predictions=False)
     except Exception as error:
@@ -233,7 +237,8 @@ def classes_of(stage: Stage, cfg: DictConfig, path: Path, checkpoint: dict[str, 
     weights = checkpoint["state_dict"]
     for argument, (_, parameter) in unknown_numbers(cfg).items():
         # One that is not there is of another model, which is said below or when the weights are loaded.
-        cfg.task.model[argument] = len(weights.get(f"model.{parameter}", [0]))
+        found = (value for name, value in weights.items() if name.endswith(f".{parameter}"))
+        cfg.task.model[argument] = len(next(found, [0]))
     if "hap" not in checkpoint:
         return {}
     description = checked(checkpoint["hap"], path)

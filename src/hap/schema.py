@@ -76,6 +76,8 @@ class Root:
         None  # predict, 3D pose: focal length of the pictures in pixels; null: depths are not metric
     )
     axes: str = "camera"  # predict, 3D pose: of the meshes; or y_up
+    text_encoder: str = "auto"  # text ReID: a folder of BERT, minilm, words; auto: minilm if it is installed
+    text: str | None = None  # predict, text ReID: what to look for: a sentence, or a file of one on each line
     data: Any = MISSING
     task: Any = MISSING
     model: ViTConfig = field(default_factory=ViTConfig)

@@ -165,6 +165,32 @@ class ReidTrain:
         return {"image": to_tensor(levels), **annotations}
 
 
+class TextTrain:
+    """Resize, shift by up to `padding` pixels over black, flip.
+
+    Args:
+        size: height, width.
+        padding: black border on each side before the random crop back to `size`.
+        flip_sides: flip images whose caption names a side, too, as the official code does.
+
+    Returns (per sample):
+        image (3, H, W) uint8, and the annotations but `names_side`.
+    """
+
+    def __init__(self, size: tuple[int, int], padding: int = 10, flip_sides: bool = True):
+        self.size, self.flip_sides = size, flip_sides
+        shift = A.Pad(padding, fill=0), A.RandomCrop(*size)
+        self.shift, self.shift_and_flip = Seeded(*shift), Seeded(*shift, A.HorizontalFlip(p=0.5))
+
+    def __call__(
+        self, image: np.ndarray, annotations: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        side = annotations.pop("names_side")
+        augment = self.shift if side and not self.flip_sides else self.shift_and_flip
+        image, _ = augment(resize(image, self.size, BICUBIC), np.empty((0, 2)), rng)
+        return {"image": to_tensor(image), **annotations}
+
+
 class _Resize:
     filter: ClassVar[Image.Resampling]
 

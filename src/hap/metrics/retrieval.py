@@ -42,6 +42,9 @@ class _Samples(NamedTuple):
     sample: Tensor
 
 
+_Labels = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
 class RetrievalMetric(Metric):
     """mAP, mINP and CMC of features that arrive in any order and on any number of processes.
 
@@ -102,7 +105,7 @@ class RetrievalMetric(Metric):
                 "no features to evaluate: the query and gallery images were not run through the model"
             )
         query, gallery = self._samples(query=True), self._samples(query=False)
-        labels = (query.ids, gallery.ids, query.cams, gallery.cams)
+        labels = self._labels(query, gallery)
         ranking = evaluate_ranking(
             query.features, gallery.features, *labels, distance=self.distance, block_size=self.block_size
         )
@@ -134,7 +137,7 @@ class RetrievalMetric(Metric):
         index, distance = top_matches(
             features,
             gallery.features,
-            *(ids, gallery.ids, cams, gallery.cams),
+            *self._labels(_Samples(features, ids, cams, sample), gallery),
             k=k,
             distance=self.distance,
             block_size=self.block_size,
@@ -161,6 +164,10 @@ class RetrievalMetric(Metric):
         return _Samples(
             *(dim_zero_cat(state)[rows] for state in (self.features, self.ids, self.cams, self.sample))
         )
+
+    def _labels(self, query: _Samples, gallery: _Samples) -> _Labels:
+        """Identities and cameras, of queries and gallery."""
+        return query.ids, gallery.ids, query.cams, gallery.cams
 
     def _computed_result(self) -> tuple[Ranking, _Samples, _Samples]:
         if self._result is None:

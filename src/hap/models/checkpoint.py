@@ -142,14 +142,20 @@ def load_weights(
     )
 
 
-def resize_pos_embed(pos_embed: Tensor, source_grid: Grid, target_grid: Grid) -> Tensor:
+def resize_pos_embed(
+    pos_embed: Tensor, source_grid: Grid, target_grid: Grid, mode: str = "bicubic"
+) -> Tensor:
     """Position embeddings (1, 1 + rows x cols, D) of one grid -> of another. The class token's is kept, the
-    others are resized bicubically without antialiasing, as in the official code (timm's antialiases)."""
+    others are resized without antialiasing, as in the official code (timm's antialiases).
+
+    Args:
+        mode: bicubic, or bilinear for text-to-image ReID.
+    """
     if tuple(source_grid) == tuple(target_grid):
         return pos_embed
     cls, patches = pos_embed[:, :1], pos_embed[:, 1:]
     patches = patches.unflatten(1, source_grid).permute(0, 3, 1, 2)  # (1, D, rows, cols)
-    patches = F.interpolate(patches.float(), size=tuple(target_grid), mode="bicubic", align_corners=False)
+    patches = F.interpolate(patches.float(), size=tuple(target_grid), mode=mode, align_corners=False)
     patches = patches.flatten(2).transpose(1, 2).to(cls.dtype)  # (1, rows x cols, D)
     return torch.cat([cls, patches], dim=1)
 
@@ -216,7 +222,7 @@ def _fit(
         if name in POS_EMBEDS:
             value = dense(name, value, wanted)
             grid, assumed = _grid_of(name, shape, known, target_grid)
-            value = resize_pos_embed(value, grid, target_grid)
+            value = resize_pos_embed(value, grid, target_grid, getattr(model, "resize_mode", "bicubic"))
             notes += [assumed] if assumed and name == "pos_embed" else []
         if getattr(value, "shape", None) == wanted.shape:
             loaded[name] = dense(name, value, wanted)

@@ -23,7 +23,7 @@ from hap.synthetic.writing import Run, save_image, save_mat
 _ACTIVITIES = {"walking": 0.56, "standing": 0.22, "phoning": 0.07, "texting": 0.07, "carrying": 0.08}
 
 
-def _draw(seed: int, number: int, who: int, place: int, heights: tuple[int, int]) -> Shown:
+def draw_shown(seed: int, number: int, who: int, place: int, heights: tuple[int, int]) -> Shown:
     """Image `number` of the data set: person `who`, seen by camera `place`; `heights`: least and greatest."""
     rng = np.random.default_rng([seed, 41, number])
     height = int(rng.integers(heights[0], heights[1] + 1))
@@ -76,7 +76,7 @@ def _pa100k_image(job: _Job) -> list[int]:
     """Draws one image; returns its labels."""
     folder, seed, number = job
     place = number % 24
-    shown = _draw(seed, number, number, place, (150, 200))
+    shown = draw_shown(seed, number, number, place, (150, 200))
     save_image(folder / f"{number + 1:06d}.jpg", shown.drawn.image, camera(seed, place).quality)
     return _row(labels.pa100k(shown), labels.PA100K)
 
@@ -147,7 +147,7 @@ def _rap_image(job: _Job) -> tuple[str, list[int], list[int]]:
     """Draws one image; returns its name, its labels (92) and four boxes (16)."""
     folder, seed, number = job
     who, place = _who(number), 7 * number % 23
-    shown = _draw(seed, number, who, place, (160, 220))
+    shown = draw_shown(seed, number, who, place, (160, 220))
     day, hour = 1 + number // 7 % 28, 8 + number % 12
     date = f"201403{day:02d}{hour:02d}"
     name = (
@@ -188,6 +188,6 @@ def _peta_image(job: _Job) -> list[int]:
     """Draws one image; returns its labels (105)."""
     folder, seed, number = job
     who = _who(number)
-    shown = _draw(seed, number, who, who % 10, (120, 180))
+    shown = draw_shown(seed, number, who, who % 10, (120, 180))
     save_image(folder / f"{number + 1:05d}.png", shown.drawn.image)
     return _row(labels.peta(shown), labels.PETA)

@@ -35,6 +35,7 @@ from hap.synthetic.pose2d import aic, coco, mpii, pose_multi
 from hap.synthetic.pose3d import bodies3d, coco3d, h36m, mpii3d, muco, pose3d_multi, pw3d
 from hap.synthetic.render import Rendering, render
 from hap.synthetic.scene import camera
+from hap.synthetic.text import cuhk_pedes, described, icfg_pedes, rstpreid
 from hap.synthetic.writing import Run, save_image
 
 DRAWING = 1  # raised when the same seed gives other pictures
@@ -374,23 +375,11 @@ def msmt17_boxes(
     _draw_reid(jobs, run)
 
 
-WRITERS: dict[str, Callable[..., None]] = {
-    "luperson": luperson,
-    "market1501": market1501,
-    "msmt17": msmt17,
-    "msmt17_boxes": msmt17_boxes,
-    "pa100k": pa100k,
-    "rap": rap,
-    "peta": peta,
-    "coco": coco,
-    "mpii": mpii,
-    "aic": aic,
-    "pose_multi": pose_multi,
-    "h36m": h36m,
-    "muco": muco,
-    "coco3d": coco3d,
-    "mpii3d": mpii3d,
-    "pw3d": pw3d,
-    "pose3d_multi": pose3d_multi,
-    "bodies3d": bodies3d,
-}
+# fmt: off
+_WRITERS = (
+    luperson, market1501, msmt17, msmt17_boxes, pa100k, rap, peta, coco, mpii,
+    aic, pose_multi, h36m, muco, coco3d, mpii3d, pw3d, pose3d_multi, bodies3d,
+    cuhk_pedes, icfg_pedes, rstpreid, described,
+)
+# fmt: on
+WRITERS: dict[str, Callable[..., None]] = {writer.__name__: writer for writer in _WRITERS}

@@ -50,8 +50,11 @@ class Task(L.LightningModule):
     inputs: tuple[str, ...] = ("input",)  # the folders of images that `hap predict` needs
     whole_pictures = False  # whether boxes of `hap predict` are regions of pictures, or images of their own
     takes_joints = False  # whether `keypoints=FILE` of `hap predict` is for it
+    takes_texts = False  # whether `text=` of `hap predict` is for it, which then searches a gallery
+    texts: Sequence[str] = ()  # those of a prediction; set by the runner
     any_micro_batch = False  # whether a step has the same gradient however it is cut into passes
-    # Arguments of the model that the data knows: {argument: (the labels that it counts, the parameter as long)}.
+    # Arguments of the model that the data knows: {argument: (the labels that it counts, the end of the
+    # name of the parameter as long)}.
     counts: Mapping[str, tuple[str, str]] = {}
     labels: Mapping[
         str, Sequence[str]
@@ -110,6 +113,10 @@ class Task(L.LightningModule):
         """Write what `predictions` gave for the records, row by row: one array each, and the file names."""
         arrays: dict[str, Any] = {name: value.float().numpy() for name, value in rows.items()}
         np.savez(folder / "predictions.npz", names=np.array([r.name for r in records]), **arrays)
+
+    def search(self, kept: Any, folder: Path) -> None:
+        """Of a task that takes texts: `write_predictions` of images whose features are known."""
+        raise NotImplementedError
 
     def read_predictions(self, path: Path, records: Sequence[Record]) -> None:
         """Hand somebody's predictions for the records, read from a file, to the metric."""
