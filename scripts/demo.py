@@ -15,11 +15,11 @@ from demo_base import Demo
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
+from hap.building import build
 from hap.data.base import Dataset
 from hap.models.checkpoint import load_weights
 from hap.models.masking import Block, BlockParts, Parts, Random, rank
 from hap.plots import QUERY, UNKNOWN, Tile, draw_pose, hide_patches, mosaic, tile_rows
-from hap.runner import build
 from hap.tasks.pretrain import Pretrain
 
 SHOWN, NEIGHBOURS = 8, 8  # people in a picture, and neighbours of each

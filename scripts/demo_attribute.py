@@ -9,10 +9,10 @@ import torch
 from demo_base import Demo, colour_histogram
 from torch import nn
 
+from hap.building import build
 from hap.data.attribute import AttributeRecords
 from hap.losses import WeightedBCE
 from hap.metrics.attributes import AttributeMetric
-from hap.runner import build
 from hap.tasks.attribute import share_of_yes
 
 COLUMNS = {"mA": "mA (%)", "F1": "F1 (%)", "AP": "AP (%)"}

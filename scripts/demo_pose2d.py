@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from demo_base import Demo
 
+from hap.building import build
 from hap.data.pose import PoseRecords
 from hap.metrics.pose import PoseMetric
-from hap.runner import build
 
 COLUMNS = {"AP": "AP (%)", "AP50": "AP50 (%)", "PCK_box@0.05": "PCK@0.05 (%)"}
 

@@ -21,12 +21,12 @@ from torch.utils.data import default_collate
 from hap.body.drawing import draw_meshes
 from hap.body.model import GenderedBody
 from hap.body.rotations import to_matrix
+from hap.building import build
 from hap.data.base import Dataset
 from hap.data.pose3d import BodyRecords
 from hap.metrics.pose3d import BodyMetric
 from hap.models.checkpoint import load_weights
 from hap.plots import mosaic
-from hap.runner import build
 
 COLUMNS = {"PA-MPJPE": "PA-MPJPE (mm)", "MPJPE": "MPJPE (mm)", "MPVPE": "MPVPE (mm)"}
 STARTS = {"features from nothing": None, "features of weights=drawn": "drawn"}

@@ -11,10 +11,10 @@ import torch
 from demo_base import Demo, colour_histogram
 from safetensors.torch import save_file
 
+from hap.building import build
 from hap.data.reid import ReidRecord
 from hap.metrics.ranking import evaluate_ranking
 from hap.models.vit import create_encoder
-from hap.runner import build
 
 COLUMNS = {"mAP": "mAP (%)", "rank1": "rank 1 (%)"}
 

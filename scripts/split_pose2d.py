@@ -18,6 +18,7 @@ import lightning
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from hap.building import build, weights_options
 from hap.checkpointing import CheckpointFiles
 from hap.cli import quote_paths, readable_errors
 from hap.config import CONF_DIR, check_config, register
@@ -26,7 +27,6 @@ from hap.errors import HapError
 from hap.models.checkpoint import load_weights
 from hap.models.pose import PoseViT, split_experts
 from hap.pose.skeletons import AIC, COCO, MPII, Skeleton
-from hap.runner import build, weights_options
 
 SETS = (COCO, AIC, MPII)  # in the order of the experts and heads
 

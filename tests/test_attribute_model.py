@@ -11,12 +11,12 @@ from conftest import config
 from PIL import Image
 from timm.utils import ModelEmaV3
 
+from hap.building import build
 from hap.data.transforms import BILINEAR, PIXEL_MEAN, PIXEL_STD, AttributeTrain, resize
 from hap.losses import WeightedBCE
 from hap.models.checkpoint import load_weights, resize_pos_embed
 from hap.models.heads import AttributeViT
 from hap.optim import parameter_groups
-from hap.runner import build
 
 DATA = Path(__file__).parent / "data"
 TINY = {"img_size": (256, 192), "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4}

@@ -15,11 +15,12 @@ import torch
 from conftest import TINY, config
 
 import hap
+from hap.building import build
 from hap.data.decoding import decode_image
 from hap.description import add_experiment
 from hap.errors import HapError
 from hap.metrics.attributes import best_thresholds, label_scores
-from hap.runner import build, run
+from hap.runner import run
 from hap.tasks.attribute import Attribute
 
 NAMES = ("hat", "bag", "female")

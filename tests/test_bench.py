@@ -15,10 +15,10 @@ from hap.benchmarks import all as everything
 from hap.benchmarks import plain_pose, pose2d, pose3d, reading, steps
 from hap.benchmarks.profiling import kind_of
 from hap.benchmarks.timing import matmul_peak, median_seconds
+from hap.building import build
 from hap.config import check_config
 from hap.errors import HapError
 from hap.pose.codecs import UDP
-from hap.runner import build
 
 TINY_BENCH = (
     "img_size=[64,32]",

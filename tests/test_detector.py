@@ -13,13 +13,14 @@ from conftest import config
 from safetensors.torch import save_file
 from torchvision.models import detection
 
+from hap.building import build
 from hap.data.boxes import read_boxes
 from hap.data.sources import read_inputs
 from hap.data.video import Video, record
 from hap.detector import DETECTORS, TorchvisionDetector, cached, detect
 from hap.errors import HapError
 from hap.people import find_people
-from hap.runner import build, run
+from hap.runner import run
 
 
 @pytest.fixture

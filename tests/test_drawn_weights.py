@@ -11,9 +11,9 @@ from torch.utils.data import default_collate
 
 import hap
 from hap import create_encoder
+from hap.building import build
 from hap.data.base import Dataset
 from hap.models.checkpoint import load_weights
-from hap.runner import build
 
 FILE = Path(hap.__file__).parent / "weights" / "hap_drawn.safetensors"
 

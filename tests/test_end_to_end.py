@@ -116,7 +116,7 @@ def test_predict_writes_features_of_any_images(trained, luperson, tmp_path):
 
 
 def test_public_encoder_gives_the_features_of_the_module(trained):
-    from hap.runner import build
+    from hap.building import build
 
     state = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     task = build(config("train", "experiment=pretrain_hap", *TINY_PRETRAIN).task, "task").eval()

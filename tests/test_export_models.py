@@ -12,12 +12,12 @@ from conftest import TINY, config
 from safetensors import safe_open
 from test_export import moved
 
+from hap.building import build
 from hap.checkpointing import CheckpointFiles
 from hap.description import describe_run
 from hap.errors import HapError
 from hap.exporting.check import drawn_people
 from hap.exporting.run import export
-from hap.runner import build
 from hap.tasks.base import Task
 
 PEOPLE = {"people": [f"0{i}" for i in range(6)]}

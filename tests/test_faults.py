@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import TINY_PRETRAIN, config
 
+from hap.building import build
 from hap.checkpointing import CheckpointFiles, checkpoints_in, is_intact, newest_intact, read_checkpoint
 from hap.data.base import DataModule
 from hap.data.samplers import fingerprint
@@ -21,7 +22,7 @@ from hap.errors import HapError
 from hap.packing import pack
 from hap.plots import write_picture
 from hap.run_folder import hold, make_folder, write_json
-from hap.runner import build, run
+from hap.runner import run
 
 REID = (
     "experiment=reid_market1501",

@@ -17,6 +17,7 @@ import hap
 from hap.body.joints import SMPL30
 from hap.body.model import BodyModel
 from hap.body.rotations import to_matrix
+from hap.building import build
 from hap.data.boxes import read_boxes
 from hap.data.keypoint_files import read_keypoints
 from hap.data.sources import read_inputs
@@ -25,7 +26,7 @@ from hap.description import add_experiment
 from hap.errors import HapError
 from hap.people import find_people
 from hap.pose.skeletons import COCO, MPII
-from hap.runner import build, run
+from hap.runner import run
 from hap.synthetic.smpl import drawn_bodies, write_bodies
 from hap.tasks.pose2d_outputs import write_poses
 

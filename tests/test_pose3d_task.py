@@ -13,8 +13,9 @@ import torch
 from conftest import TINY, config
 
 from hap.body.joints import EVALUATED, H36M
+from hap.building import build
 from hap.errors import HapError
-from hap.runner import build, run
+from hap.runner import run
 from hap.synthetic.smpl import FILES, write_bodies
 
 SMALL = (

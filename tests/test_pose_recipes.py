@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import config
 
+from hap.building import build
 from hap.models.checkpoint import load_weights
 from hap.models.pose import PoseViT
 from hap.models.weight_file import WeightFile
 from hap.models.weight_state import find_state
 from hap.optim import parameter_groups
-from hap.runner import build
 
 DATA = Path(__file__).parent / "data"
 BASE = {"img_size": (256, 192), "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12}

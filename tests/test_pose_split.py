@@ -9,6 +9,7 @@ from conftest import TINY, config
 from test_pose_weights import released
 
 import hap
+from hap.building import build
 from hap.checkpointing import read_checkpoint
 from hap.description import add_experiment, describe_run, read_description
 from hap.errors import HapError
@@ -16,7 +17,7 @@ from hap.models.checkpoint import load_weights
 from hap.models.pose import PoseViT
 from hap.pose.codecs import UDP, Classic
 from hap.pose.skeletons import AIC, COCO, MPII
-from hap.runner import build, run
+from hap.runner import run
 
 split = runpy.run_path(str(Path(__file__).parents[1] / "scripts/split_pose2d.py"))["split"]
 SIZES = ("img_size=[64,48]", "model.embed_dim=32", "model.depth=2", "model.num_heads=4")

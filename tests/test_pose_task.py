@@ -11,10 +11,11 @@ import pytest
 import torch
 from conftest import TINY, TINY_PRETRAIN, config
 
+from hap.building import build
 from hap.description import add_experiment
 from hap.errors import HapError
 from hap.pose.codecs import UDP, Classic
-from hap.runner import build, run
+from hap.runner import run
 
 SMALL = (
     *TINY[1:],

@@ -9,10 +9,10 @@ import torch
 from conftest import TINY_PRETRAIN, config
 from torch.utils.data import default_collate
 
+from hap.building import build
 from hap.data.base import Dataset
 from hap.flops import training_flops
 from hap.optim import Recipe
-from hap.runner import build
 
 DATA = Path(__file__).parent / "data"
 

@@ -13,11 +13,11 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 import hap
+from hap.building import build
 from hap.config import CONF_DIR
 from hap.description import describe_run
 from hap.errors import HapError
 from hap.pose.skeletons import COCO
-from hap.runner import build
 
 PAGE = Path(__file__).parents[1] / "docs/python.md"
 TASKS = {

@@ -12,11 +12,12 @@ from conftest import TINY, TINY_PRETRAIN, config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hap.benchmarks.pose3d import peak_bytes
+from hap.building import build, build_trainer
 from hap.data.samplers import BatchPlan
 from hap.errors import HapError
 from hap.flops import peak_of
 from hap.memory import HEADROOM, step_memory
-from hap.runner import build, build_trainer, run
+from hap.runner import run
 
 
 class HostReads(TorchDispatchMode):

@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from test_checkpoint import assert_loaded, encoder, save
 
 import hap
+from hap.building import weights_options
 from hap.errors import HapError
 from hap.models import weight_names
 from hap.models.checkpoint import load_weights
-from hap.runner import run, weights_options
+from hap.runner import run
 from hap.schema import Root
 
 REPO = "timm/vit_tiny_patch16_224.augreg_in21k"

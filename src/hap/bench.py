@@ -15,10 +15,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hap.benchmarks.records import record_path
+from hap.building import build, count_classes, unknown_numbers
 from hap.cli import run_with_hydra
 from hap.config import check_config
 from hap.record import environment
-from hap.runner import build, count_classes, unknown_numbers
 from hap.schema import Root
 
 log = logging.getLogger(__name__)

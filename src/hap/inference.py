@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 
 from hap.body.joints import COCO
 from hap.body.rotations import to_matrix
+from hap.building import build, classes_of, load_whole
 from hap.checkpointing import read_checkpoint
 from hap.cli import quote_paths
 from hap.config import CONF_DIR, check_config, register
@@ -26,7 +27,6 @@ from hap.data.pose3d import Kind
 from hap.data.sources import nothing_known
 from hap.description import add_experiment
 from hap.errors import BadSample, HapError
-from hap.runner import build, classes_of, load_whole
 from hap.tasks.attribute import Attribute
 from hap.tasks.base import Task
 from hap.tasks.pose2d import Pose2d

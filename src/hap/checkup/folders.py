@@ -64,7 +64,7 @@ def look_at(dataset: DataSet, root: Path, clock: Clock) -> list[Finding]:
     version = next((text for path, text in dataset.versions if _matches(root, path)), "")
     text = "; ".join(filter(None, (str(root), "people drawn by hap" * _drawn(root), version, *counted)))
     stopped = any(fault.level == "stop" for fault in faults)
-    todo = (command(dataset, root, options),) if dataset.command and not stopped else ()
+    todo = (command(dataset, root, options),) if not stopped else ()
     return [Finding("note" if stopped else "ok", dataset.title, text, todo), *faults]
 
 

@@ -44,7 +44,7 @@ class DataSet:
         parts: what it is made of.
         url: where it is to be had.
         licence: as far as its page says.
-        command: what to type next, if there is anything; {root} is its folder, {above} the one that it is in.
+        command: what to type next; {root} is its folder, {above} the one that it is in.
         versions: (path, text): the first that is there says which one this is.
         listing: (files, field): an annotation that lists images as objects with that field.
     """

@@ -26,7 +26,7 @@ def _aic_annotation(split: str, date: str, short: str, without: str) -> Part:
     )
 
 
-def _text(name: str, title: str, parts: tuple[Part, ...], url: str, licence: str) -> DataSet:
+def _text(name: str, title: str, experiment: str, parts: tuple[Part, ...], url: str, licence: str) -> DataSet:
     annotation = parts[0].paths
     return DataSet(
         name,
@@ -36,7 +36,7 @@ def _text(name: str, title: str, parts: tuple[Part, ...], url: str, licence: str
         parts,
         url,
         licence,
-        command="",
+        f"hap train experiment={experiment} data.root={{root}} {WEIGHTS}",
         listing=(annotation, "img_path" if name == "rstpreid" else "file_path"),
     )
 
@@ -352,6 +352,7 @@ DATA_SETS = (
     _text(
         "cuhk_pedes",
         "CUHK-PEDES",
+        "text_reid_cuhk",
         (
             Part(
                 ("reid_raw.json",),
@@ -370,6 +371,7 @@ DATA_SETS = (
     _text(
         "icfg_pedes",
         "ICFG-PEDES",
+        "text_reid_icfg",
         (Part(("ICFG-PEDES.json", "ICFG_PEDES.json")), Part(("imgs", "train"), 54_522)),
         "https://github.com/zifyloo/SSAN (its images are of MSMT17)",
         "on request to its authors, " + RESEARCH,
@@ -377,6 +379,7 @@ DATA_SETS = (
     _text(
         "rstpreid",
         "RSTPReid",
+        "text_reid_rstp",
         (Part(("data_captions.json",)), Part(("imgs",), 20_505)),
         "https://github.com/NjtechCVLab/RSTPReid-Dataset (its images are of MSMT17)",
         "see its page",

@@ -360,17 +360,6 @@ class DataModule(L.LightningDataModule):
             worker_init_fn=prepare_worker,
         )
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Cut the padding that no sentence of the batch needs."""
-        if "tokens" in batch:
-            tokens, lengths = batch["tokens"], batch["lengths"]
-            if isinstance(tokens, list):  # in pieces
-                longest = max(int(part.max()) for part in lengths)
-                batch["tokens"] = [part[..., : max(longest, 1)] for part in tokens]
-            else:
-                batch["tokens"] = tokens[..., : max(int(lengths.max()), 1)]
-        return batch
-
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
         """Join the pieces of a batch, on the device: there it takes no time."""
         return {k: torch.cat(v) if isinstance(v, list) else v for k, v in batch.items()}

