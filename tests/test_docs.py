@@ -57,6 +57,7 @@ def test_command_composes(line, tmp_path):
         )
         arguments = [f"ckpt_path={file}" if a.startswith("ckpt_path=") else a for a in arguments]
         arguments = add_experiment(arguments)
+    arguments = ["text_encoder=words" if a == "text_encoder=/data/bert" else a for a in arguments]
     cfg = config(program, *(argument for argument in arguments if not argument.startswith("hydra")))
     if program in ("train", "eval", "predict", "bench", "export"):
         check_config(cfg)

@@ -110,11 +110,13 @@ def test_a_training_leaves_what_it_should(trained):
     assert (trained / "pictures/worst_queries_step0000010.png").is_file()
 
 
-def test_the_official_protocol_has_no_best_epoch(people, tmp_path):
-    """It would be chosen on the test."""
+def test_the_official_protocol_has_a_best_epoch_on_the_test_and_no_file_of_it(people, tmp_path):
     results = train(people, tmp_path, *WORDS, "epochs=1", "data.reader.protocol=official")
     assert not (tmp_path / "checkpoints/best.ckpt").exists()
     assert results["val/num_valid"] == 24  # of the test part
+    assert results["best_test/rank1"] == results["val/rank1"]
+    assert results["best_test/epoch"] == 0
+    assert "best_val/rank1" not in results
     assert json.loads((tmp_path / "results.json").read_text())["protocol"]["split"] == "test"
 
 

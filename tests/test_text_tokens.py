@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import config
 
+from hap.config import check_config
 from hap.errors import HapError
 from hap.text import sources
 from hap.text.sources import bert_files, choose_source, package_folder
@@ -285,6 +286,10 @@ def test_sizes_reach_the_model(fresh, tmp_path):
     cfg = config("train", "experiment=text_reid_cuhk", f"text_encoder='{folder(tmp_path)}'")
     assert cfg.task.model.text.sizes == SIZES
     assert cfg.task.model.text.weights == str(tmp_path / "model.safetensors")
+    cfg = config("train", "experiment=text_reid_cuhk", "text_encoder=nowhere")
+    with pytest.raises(HapError, match="text_encoder=nowhere: there is no such folder") as raised:
+        check_config(cfg)
+    assert str(raised.value).count("no such folder") == 1
     cfg = config("train", "experiment=text_reid_cuhk", "text_encoder=words")
     assert cfg.task.model.text.sizes is None
     assert cfg.task.model.text.weights is None

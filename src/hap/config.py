@@ -331,7 +331,9 @@ def check_config(cfg: DictConfig) -> None:
             elif isinstance(node, DictConfig):
                 errors += _key_errors(path, node)
         except OmegaConfBaseException as error:
-            errors.append(f"{path}: {str(error).splitlines()[0]}")
+            cause = error.__cause__  # a resolver's own error is told once, whoever asked
+            said = str(cause) if isinstance(cause, HapError) else f"{path}: {str(error).splitlines()[0]}"
+            errors += [said] if said not in errors else []
     if given := [
         key for key in unused if not OmegaConf.is_missing(cfg.masking, key.removeprefix("masking."))
     ]:

@@ -37,7 +37,8 @@ class Checkpoints(L.Callback):
             newest.
 
     Where validation has data of its own, `best.ckpt` is the epoch with the highest score by `Task.best_of`, the first
-    of equals. Where it is the test data there is no best: that would be chosen on the test.
+    of equals. Where it is the test data that epoch is a number in the results, `best_test/...`: of what was chosen on
+    the test no file is kept.
     """
 
     def __init__(
@@ -140,13 +141,15 @@ class Checkpoints(L.Callback):
             return
         if task.learns_from_validation and self._saved_step == trainer.global_step:
             self._save(trainer, task)
-        if task.best_of is None or trainer.datamodule.val_split == "test":
+        if task.best_of is None:
             return
+        best = f"best_{trainer.datamodule.val_split}"
         value = float(trainer.callback_metrics[f"val/{task.best_of}"])
-        before, sign = self.best.get(f"best_val/{task.best_of}"), -1 if task.lowest_is_best else 1
+        before, sign = self.best.get(f"{best}/{task.best_of}"), -1 if task.lowest_is_best else 1
         if before is None or sign * value > sign * before:
-            self.best = {f"best_val/{task.best_of}": value, "best_val/epoch": trainer.current_epoch}
-            self._write(trainer, _folder(trainer) / "best.ckpt")
+            self.best = {f"{best}/{task.best_of}": value, f"{best}/epoch": trainer.current_epoch}
+            if best == "best_val":
+                self._write(trainer, _folder(trainer) / "best.ckpt")
 
     def _find_best(self, trainer: Any) -> None:
         """The checkpoint at the end of an epoch is written before its validation: what was the best by then, the best

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from hap.data.files import user_path
 from hap.data.samplers import BatchPlan, EvalBatches, Pieces, TrainBatches, fingerprint, permutation
+from hap.data.text_reid import cut_padding
 from hap.errors import BadSample, HapError, Unwanted, printable
 from hap.processes import from_workers, prepare_worker
 
@@ -282,17 +283,14 @@ class DataModule(L.LightningDataModule):
         self.steps_per_epoch: int | None = None  # set by the runner where an epoch is cut short
         self.report_dir: Path | None = None  # where unusable samples are named; set by the runner
         self.splits: Splits = {}
-        self.done = np.zeros(
-            0, np.int64
-        )  # indices of a prediction that are not needed again; set by a callback
+        # Indices of a prediction that are not needed again; set by a callback.
+        self.done = np.zeros(0, np.int64)
 
     def setup(self, stage: str | None = None) -> None:
         if not self.splits:
             if self.synthetic:
                 if self.draw is None:
-                    raise HapError(
-                        "there are no drawn people for this data set: synthetic=true is not for it"
-                    )
+                    raise HapError("synthetic=true is not for this data set: nobody is drawn in its place")
                 self.root = self.draw()
             if not self.root.is_dir():
                 raise HapError(
@@ -359,6 +357,9 @@ class DataModule(L.LightningDataModule):
             persistent_workers=train and workers > 0,
             worker_init_fn=prepare_worker,
         )
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return cut_padding(batch)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, torch.Tensor]:
         """Join the pieces of a batch, on the device: there it takes no time."""

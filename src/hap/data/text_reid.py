@@ -183,3 +183,13 @@ class TextRecords(Sequence[TextRecord]):
             "captions": words.hexdigest()[:12],
             "vocabulary": hashlib.sha256("\0".join(self.tokenizer.vocabulary).encode()).hexdigest()[:12],
         }
+
+
+def cut_padding(batch: dict[str, Any]) -> dict[str, Any]:
+    """Ids (..., L) without the padding that no caption of the batch needs, if it has any; in pieces, too."""
+    if "tokens" in batch:
+        tokens, lengths = batch["tokens"], batch["lengths"]
+        whole = not isinstance(tokens, list)
+        longest = max(1, *(int(part.max()) for part in ([lengths] if whole else lengths)))
+        batch["tokens"] = tokens[..., :longest] if whole else [part[..., :longest] for part in tokens]
+    return batch

@@ -142,7 +142,7 @@ def _facts(run: Run) -> dict[str, list[str]]:
 
 def _importance(name: str) -> tuple[int, bool]:
     """What was measured comes before how it was trained, a loss before its parts."""
-    stages = ("test", "best_val", "val", "probe", "train", "perf")
+    stages = ("test", "best_val", "best_test", "val", "probe", "train", "perf")
     stage = name.partition("/")[0]
     return (stages.index(stage) if stage in stages else len(stages)), not name.endswith("/loss")
 

@@ -85,17 +85,6 @@ class TextReid(Task):
         tokenizer = tokenizer_of(labels["vocabulary"])
         return {name: records.retokenized(tokenizer) for name, records in splits.items()}
 
-    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Cut the padding that no caption of the batch needs, before it is moved."""
-        if "tokens" in batch:
-            tokens, lengths = batch["tokens"], batch["lengths"]
-            if isinstance(tokens, list):  # in pieces
-                longest = max(int(part.max()) for part in lengths)
-                batch["tokens"] = [part[..., : max(longest, 1)] for part in tokens]
-            else:
-                batch["tokens"] = tokens[..., : max(int(lengths.max()), 1)]
-        return batch
-
     def forward(self, batch: dict[str, torch.Tensor]) -> TextReidOutput:
         images = self.normalize(batch["image"])
         if "tokens" not in batch:  # of a prediction
