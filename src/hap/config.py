@@ -331,7 +331,7 @@ def check_config(cfg: DictConfig) -> None:
             elif isinstance(node, DictConfig):
                 errors += _key_errors(path, node)
         except OmegaConfBaseException as error:
-            cause = error.__cause__  # a resolver's own error is told once, whoever asked
+            cause = error.__context__  # a resolver's own error is told once, whoever asked
             said = str(cause) if isinstance(cause, HapError) else f"{path}: {str(error).splitlines()[0]}"
             errors += [said] if said not in errors else []
     if given := [
