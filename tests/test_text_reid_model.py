@@ -42,7 +42,21 @@ def ours(name: str) -> str | None:
     raise AssertionError(name)
 
 
-def build(golden, pooling="batch_zero") -> TextReidViT:
+@pytest.fixture(scope="module")
+def snapshot(golden, tmp_path_factory) -> Path:
+    """As the official code saves its best epoch."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"state": {}, "state_id_loss": {}}
+    for key, value in golden.items():
+        kind, _, name = key.partition("/")
+        if kind in parts:
+            parts[kind][name] = value
+    path = tmp_path_factory.mktemp("official") / "best.pth.tar"
+    others = {"optimizer": {"state": {}, "param_groups": []}, "epoch": 3, "test_best": 0.5}
+    torch.save({"network": parts["state"], "W": parts["state_id_loss"], **others}, path)
+    return path
+
+
+def build(snapshot, pooling="batch_zero") -> TextReidViT:
     with np.load(GOLDEN) as file:
         config = json.loads(str(file["config"]))
     sizes = {
@@ -65,12 +79,10 @@ def build(golden, pooling="batch_zero") -> TextReidViT:
         depth=config["vit_depth"],
         num_heads=config["vit_heads"],
     )
-    state = {}
-    for key, value in golden.items():
-        kind, _, name = key.partition("/")
-        if kind in ("state", "state_id_loss") and (own := ours(name)):
-            state[own] = value.flatten(1) if own == "projection.weight" else value
-    assert not model.load_state_dict(state, strict=True).missing_keys
+    report = load_weights(model, snapshot)
+    assert "source text_reid, by its entries" in report.origin
+    assert not report.missing
+    assert {name.split(".")[0] for name in report.unexpected} == {"fc", "text"}  # BERT's pooler
     return model.train()
 
 
@@ -80,8 +92,8 @@ def captions(ids: torch.Tensor, batch: int | None = None) -> tuple[torch.Tensor,
     return ids, lengths, torch.cat([part.max().expand(len(part)) for part in parts])
 
 
-def test_forward_losses_and_gradients(golden):
-    model = build(golden)
+def test_forward_losses_and_gradients(golden, snapshot):
+    model = build(snapshot)
     out = model(golden["images"], *captions(golden["caption_ids"]))
     states = model.text(*captions(golden["caption_ids"])[:2])
     real = golden["caption_mask"].bool()
@@ -125,8 +137,8 @@ def test_ranking_loss_alone(golden, case):
 
 
 @pytest.mark.parametrize("mode", ["batch_zero", "masked", "zero"])
-def test_features_of_the_evaluation(golden, mode):
-    model = build(golden, mode).eval()
+def test_features_of_the_evaluation(golden, snapshot, mode):
+    model = build(snapshot, mode).eval()
     with torch.no_grad():
         text = model.text_embedding(*captions(golden["eval/query_caption_ids"], 8))
         image = model.image_embedding(golden["eval/gallery_images"])
@@ -155,7 +167,7 @@ def test_bilstm_and_pooling_by_hand():
         torch.testing.assert_close(found, torch.tensor([float(first), float(second)]), atol=1e-6, rtol=0)
 
 
-def test_positions_are_resized_bilinearly(golden, tmp_path):
+def test_positions_are_resized_bilinearly(golden, snapshot, tmp_path):
     """The official code of this task, and it alone (spec 10.3)."""
     found = resize_pos_embed(golden["pos_embed_128"], (16, 8), (24, 8), TextReidViT.resize_mode)
     torch.testing.assert_close(found, golden["pos_embed_192"], atol=1e-5, rtol=0)
@@ -163,7 +175,7 @@ def test_positions_are_resized_bilinearly(golden, tmp_path):
     grid = torch.cat([torch.zeros(1, 1, 1), rows.reshape(1, 128, 1)], 1)
     column = resize_pos_embed(grid, (16, 8), (24, 8), "bilinear")[0, 1:, 0].reshape(24, 8)[:, 3]
     torch.testing.assert_close(column[:6], torch.tensor([0, 0.5, 1.5, 3.5, 6.5, 10.1667]), atol=1e-4, rtol=0)
-    model = build(golden)
+    model = build(snapshot)
     encoder = {
         name: value
         for name, value in model.state_dict().items()

@@ -415,6 +415,27 @@ def test_sentences_on_the_command_line(sentence):
     assert cfg.text == sentence
 
 
+def as_official(state: dict[str, torch.Tensor], path: Path) -> Path:
+    """As the official code saves its best epoch."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "W": {}}
+    for name, value in state.items():
+        name = name.removeprefix("model.")
+        kind, _, rest = name.partition(".")
+        if kind == "classifier":
+            parts["W"][f"block.{rest}"] = value
+        elif kind == "text":
+            parts["network"][f"TextExtract.text_embed.{rest.removeprefix('bert.')}"] = value
+        elif kind == "lstm":
+            end = "_reverse" if rest.startswith("back") else ""
+            parts["network"][f"TextExtract.lstm.{rest.partition('.')[2]}{end}"] = value
+        elif kind == "projection":
+            parts["network"]["conv_1X1_2.block.0.weight"] = value[..., None, None]
+        else:
+            parts["network"][f"ImageExtract.model.{name}"] = value
+    torch.save({**parts, "optimizer": {"state": {}, "param_groups": []}, "epoch": 2}, path)
+    return path
+
+
 def test_a_checkpoint_of_bert_needs_no_folder(people, gallery, tmp_path):
     transformers = pytest.importorskip("transformers")
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -447,6 +468,10 @@ def test_a_checkpoint_of_bert_needs_no_folder(people, gallery, tmp_path):
         if name.startswith("model.text.bert."):
             assert torch.equal(value, source[name.removeprefix("model.text.bert.")]), name
     before = evaluate(people, tmp_path / "before", last, *options)
+    official = as_official(state, tmp_path / "best.pth.tar")
+    given = (*options, f"weights='{official}'", f"data.root={people}")
+    scores = run("eval", config("eval", *given), tmp_path / "official")
+    assert scores["test/mAP"] == pytest.approx(before["test/mAP"], abs=1e-6)
     shutil.rmtree(folder)
     given = [
         f"ckpt_path={last}",

@@ -41,7 +41,7 @@ class Root:
     synthetic: bool = False  # drawn people in place of the data set
     # initialise the model: a file, or timm:NAME, hf:OWNER/REPO, https://..., drawn; experiment=probe: or a list of them
     weights: Any = None
-    weights_source: str = "auto"  # hap, mae, timm, lightning, attributes, vitpose, crowdnet
+    weights_source: str = "auto"  # hap, mae, timm, lightning, attributes, vitpose, crowdnet, text_reid
     weights_entry: str | None = None  # the file's entry to take, such as teacher
     weights_prefix: str = ""  # what the encoder's names in it begin with, such as "backbone."
     weights_grid: Any = None  # rows x columns of the file's positions, such as 24x8

@@ -87,7 +87,8 @@ def load_weights(
             `lightning`: a checkpoint of this project;
             `attributes`: one that the official code fine-tuned for attributes;
             `vitpose`: a pose model of ViTPose's or the official code;
-            `crowdnet`: a snapshot of 3D pose of the official code.
+            `crowdnet`: a snapshot of 3D pose of the official code;
+            `text_reid`: one of text-to-image ReID of the official code.
             `auto` decides by the kind of container, never by the names of the parameters.
         entry: of a file of several state dicts the one to take, such as `teacher`; dots lead into dicts of dicts.
         prefix: what the encoder's names begin with, such as `backbone.`; names without it are left out.

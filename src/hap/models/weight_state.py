@@ -175,6 +175,27 @@ def _from_crowdnet(entries: Mapping[str, Any]) -> State:
     }
 
 
+def _from_text_reid(entries: Mapping[str, Any]) -> State:
+    """Text-to-image ReID of the official code; its projection is a convolution over one pixel."""
+    names = {
+        r"^module\.": "",
+        r"^ImageExtract\.model\.": "",
+        r"^TextExtract\.text_embed\.": "text.bert.",
+        r"^TextExtract\.lstm\.(\w+)_reverse$": r"lstm.back.\1",
+        r"^TextExtract\.lstm\.": "lstm.forth.",
+        r"^conv_1X1_2\.block\.0\.": "projection.",
+        r"^(W\.)?block\.": "classifier.",
+    }
+    state = {}
+    for name, value in (_entry(entries, "network") | _entry(entries, "W")).items():
+        for pattern, ours in names.items():
+            name = re.sub(pattern, ours, name)
+        if name == "projection.weight" and isinstance(value, Tensor | StoredTensor):
+            value = (value.read() if isinstance(value, StoredTensor) else value).flatten(1)
+        state[name] = value
+    return state
+
+
 def _entry(entries: Mapping[str, Any], key: str) -> State:
     """An entry that should be a state dict; empty if it is not there or is something else."""
     entry = entries.get(key)
@@ -189,6 +210,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any]], State]] = {
     "attributes": _from_attributes,
     "vitpose": _from_vitpose,
     "crowdnet": _from_crowdnet,
+    "text_reid": _from_text_reid,
 }
 
 
@@ -205,6 +227,8 @@ def _detect(file: WeightFile) -> tuple[str, str]:
         return "mae", "by its entry 'model', without 'arch'"
     if "state_dicts" in entries:
         return "attributes", "by its entry 'state_dicts'"
+    if "network" in entries and "W" in entries:
+        return "text_reid", "by its entries 'network' and 'W'"
     if "network" in entries and "optimizer" in entries:
         return "crowdnet", "by its entries 'network' and 'optimizer'"
     if "state_dict" in entries and "meta" in entries:
