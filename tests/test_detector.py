@@ -166,7 +166,7 @@ def test_predict_looks_for_people(pictures, network, tmp_path):
 
 
 def test_no_camera_is_told(tmp_path):
-    task = SimpleNamespace(inputs=("input",))
+    task = SimpleNamespace(inputs=("input",), takes_texts=False)
     with pytest.raises(HapError, match="input=webcam:97: there is no such camera"):
         find_people(config("predict", "experiment=pretrain_mae", "input=webcam:97"), tmp_path, task)
 

@@ -147,6 +147,17 @@ def test_features_of_the_evaluation(golden, snapshot, mode):
     torch.testing.assert_close(image, golden["eval/image_embedding"], atol=3e-5, rtol=0)
 
 
+def test_the_official_padding_follows_longest_whatever_the_batch(golden, snapshot):
+    model = build(snapshot, "batch_zero").eval()
+    ids, lengths, longest = captions(golden["eval/query_caption_ids"], 8)
+    with torch.no_grad():
+        alone = [
+            model.text_embedding(ids[i : i + 1], lengths[i : i + 1], longest[i : i + 1])
+            for i in range(len(ids))
+        ]
+    torch.testing.assert_close(torch.cat(alone), golden["eval/text_embedding"], atol=3e-5, rtol=0)
+
+
 def test_bilstm_and_pooling_by_hand():
     """Spec 10.4."""
     layer = BiLSTM(2, 2)

@@ -76,7 +76,10 @@ class Pose2d(Task):
 
     @property
     def best_of(self) -> str:  # type: ignore[override]
-        return "AP" if self.metric.records.truth.skeleton.sigmas is not None else "PCK_box@0.05"
+        truth = self.metric.records.truth
+        if isinstance(truth, MpiiTruth):
+            return "PCKh"
+        return "AP" if truth.skeleton.sigmas is not None else "PCK_box@0.05"
 
     @property
     def skeleton(self) -> Skeleton:
