@@ -79,6 +79,7 @@ def test_evaluation_agrees_with_the_last_validation(trained, luperson, tmp_path,
         assert f"test/{part}  {evaluated[f'test/{part}']:.4g}" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_does(trained, luperson, tmp_path):
     """Losses of 5 held-out images, whose negatives lie on both ranks; features of 7 images, gathered by the first."""
     rng, images = np.random.default_rng(0), tmp_path / "images"

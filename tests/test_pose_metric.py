@@ -709,6 +709,7 @@ def _rank(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow  # as of the features of re-identification
 def test_two_processes_equal_one(tmp_path):
     """Also in what is asked for after `compute`."""
     torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)

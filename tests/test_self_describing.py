@@ -140,7 +140,8 @@ def test_programs_need_the_file_alone(trained, market, tmp_path):
     scores = json.loads((tmp_path / "eval/results.json").read_text())
     assert scores["test/mAP"] == pytest.approx(trained[1]["val/mAP"], abs=1e-6)
     images = f"query={market}/query", f"gallery={market}/query"
-    program("predict", "trainer=cpu", "run_dir=predict", *images)
+    alone = add_experiment([f"ckpt_path={trained[0]}", "trainer=cpu", *images])
+    run("predict", config("predict", *alone), tmp_path / "predict")
     run("predict", composed("predict", *REID, f"ckpt_path={trained[0]}", *images), tmp_path / "same")
     one, other = (np.load(tmp_path / name / "features.npz") for name in ("predict", "same"))
     assert np.allclose(one["features"], other["features"], atol=1e-5)

@@ -228,8 +228,8 @@ def is_there(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("rank", "fault", "status", "said"),
     [
-        (0, "HapError", 2, "hap: no more images"),
         (1, "SIGKILL", 2, "was killed by SIGKILL"),
+        pytest.param(0, "HapError", 2, "hap: no more images", marks=pytest.mark.slow),
         pytest.param(1, "HapError", 2, "hap: no more images", marks=pytest.mark.slow),
         pytest.param(0, "SIGKILL", -9, "", marks=pytest.mark.slow),
     ],

@@ -154,7 +154,7 @@ def test_storages_before_zip_lie_within_the_file(tmp_path):
         b"\x80\x02ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R.",
         b"\x80\x02c_codecs\nencode\nX\x04\x00\x00\x00textX\x06\x00\x00\x00utf-32\x86R.",
         b"\x80\x02X\xff\xff\xff\x7ftext.",
-        b"\x80\x05\x96\xff\xff\xff\xff\x00\x00\x00\x00text.",
+        pytest.param(b"\x80\x05\x96\xff\xff\xff\xff\x00\x00\x00\x00text.", marks=pytest.mark.slow),
     ],
 )
 def test_a_pickle_that_asks_for_memory_gets_none(tmp_path, pickled):
