@@ -96,14 +96,19 @@ class Demo:
         values = {key.rpartition("/")[2]: value for key, value in found.items()}
         self.row(name, *(f"{self.factor * values[key]:.1f}" for key in self.columns))
 
-    def finetune(self, epochs: int) -> None:
+    def finetune(self, epochs: int, test: bool = False) -> None:
         """Fine-tune from nothing and from the shipped weights, all else alike: two rows, and the pictures of the
-        latter."""
+        latter. `test`: validation has people of its own, and the rows are of the test's."""
         self.say(f"fine-tuning both alike, {epochs} epochs, side by side")
         results = self.train(finetuned_nothing=(), finetuned_drawn=("weights=drawn",))
+        folder = "test_drawn" if test else "finetuned_drawn"
+        if test:
+            for name in results:
+                checkpoint = f"ckpt_path={self.checkpoint(name)}"
+                results[name] = self.run("eval", name.replace("finetuned", "test"), checkpoint)
         self.scores("fine-tuned from nothing", results["finetuned_nothing"])
         self.scores("fine-tuned from weights=drawn", results["finetuned_drawn"])
-        self.pictures += sorted((self.out / "finetuned_drawn" / "pictures").glob("*.png"))
+        self.pictures += sorted((self.out / folder / "pictures").glob("*.png"))
 
     def finish(self, title: str) -> None:
         """The table, and where the pictures are."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -298,12 +299,15 @@ def test_kept_features_give_the_same(last, searched, tmp_path):
     assert (tmp_path / "ranked_gallery.png").is_file()
 
 
-def test_sentences_of_a_file(last, gallery, searched, tmp_path):
-    """One on each line, also from Windows; each is what it is alone."""
+def test_sentences_of_a_file(last, gallery, searched, tmp_path, caplog):
+    """One on each line, also from Windows; each is what it is alone. What the model does not know is told."""
     file = tmp_path / "sentences.txt"
-    file.write_bytes(f"a man\r\n\r\n  {TEXT}  \r\nwords unknown here: zzz\r\n".encode("utf-8-sig"))
+    file.write_bytes(f"a man\r\n\r\n  {TEXT}  \r\nA man, zzz: {'a ' * 101}\r\n".encode("utf-8-sig"))
     rows = search(last, tmp_path / "run", f"text={file}", f"gallery={gallery}", "task.top_k=2")
-    assert [row["text"] for row in rows] == ["a man"] * 2 + [TEXT] * 2 + ["words unknown here: zzz"] * 2
+    assert [row["text"] for row in rows][:4] == ["a man"] * 2 + [TEXT] * 2
+    assert len(rows) == 6
+    assert re.search("words that this model does not know: woman's, .*wool, size, 5, zzz$", caplog.text, re.M)
+    assert "1 sentences are longer than 100 ids: their ends are not read" in caplog.text
     alone = [
         {**row, "similarity": pytest.approx(float(row["similarity"]), abs=1e-5)} for row in searched[1][:2]
     ]
@@ -338,9 +342,18 @@ def test_what_cannot_be_searched(last, gallery, tmp_path, searched):
     ):
         with pytest.raises(HapError, match=message):
             search(last, tmp_path / "run", *options)
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(HapError, match="there is no sentence in it"):
-        search(last, tmp_path / "run", f"text={tmp_path}/empty.txt", f"gallery={gallery}")
+    for content, message in (
+        (b"\n \n", "there is no sentence in it"),
+        (b"a man\nlady zzz\nqqq, zzz!\n", "no word of sentence 3, 'qqq, zzz!', is in the vocabulary"),
+        (b"a man\ncaf\xe9\n", "line 2, is not utf-8-sig text: save the file in UTF-8"),
+        (None, "cannot read .*sentences.txt"),
+    ):
+        file = tmp_path / "sentences.txt"
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(HapError, match=message):
+            search(last, tmp_path / "run", f"text={file}", f"gallery={searched[0]}/features.npz")
 
 
 def hostile(kept: Mapping[str, np.ndarray]) -> dict[str, Mapping[str, np.ndarray]]:

@@ -143,6 +143,19 @@ def test_words_against_a_literal_reference():
     assert len(tokens(["bag " * 150])[0]) == MAX_LENGTH
 
 
+@MINILM
+def test_what_a_vocabulary_knows(pieces):
+    """Words that are pieces are known, characters of a script that it does not have are not."""
+    assert pieces.read("A hoodie, 衣服 and \U0001f600!") == (4, ["衣", "服", "\U0001f600"], 11)
+    assert pieces.read("...") == (0, [], 5)
+    assert pieces.read("caf\udce9")[0] == 1
+    assert Words(["[PAD]", "red", "coat"]).read("A red-ish coat, a RED one!") == (
+        2,
+        ["a", "red-ish", "a", "one"],
+        2,
+    )
+
+
 def test_captions_without_a_vocabulary():
     with pytest.raises(HapError, match="no word of the captions is there 2 times"):
         words_of(["every word once", "", "!"])

@@ -36,7 +36,7 @@ def find_people(cfg: DictConfig, run_dir: Path, task: Task) -> Sequence[Record]:
     if cfg.boxes != "detector" and (cfg.detector_weights is not None or cfg.detector != "resnet50"):
         raise HapError("the keys detector... are for boxes=detector, which is missing")
     if task.takes_texts:
-        task.texts = _sentences(cfg.text)
+        task.search_for(_sentences(cfg.text))
         if str(given["gallery"]).lower().endswith(SUFFIX):
             return read_kept(user_path(given["gallery"]))
     elif cfg.text is not None:
@@ -68,8 +68,7 @@ def _sentences(text: str | None) -> list[str]:
         raise HapError(
             'predict needs text="a woman in a red coat", or text=FILE.txt with a sentence on each line'
         )
-    path = user_path(text)
-    lines = read_text(path).split("\n") if text.lower().endswith(".txt") and path.is_file() else [text]
+    lines = read_text(user_path(text)).split("\n") if text.lower().endswith(".txt") else [text]
     sentences = [line.strip() for line in lines if line.strip()]
     if not sentences:
         raise HapError(f"text={printable(text)}: there is no sentence in it")

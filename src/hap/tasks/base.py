@@ -3,7 +3,8 @@
 import csv
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,6 @@ class Task(L.LightningModule):
     whole_pictures = False  # whether boxes of `hap predict` are regions of pictures, or images of their own
     takes_joints = False  # whether `keypoints=FILE` of `hap predict` is for it
     takes_texts = False  # whether `text=` of `hap predict` is for it, which then searches a gallery
-    texts: Sequence[str] = ()  # those of a prediction; set by the runner
     any_micro_batch = False  # whether a step has the same gradient however it is cut into passes
     # Arguments of the model that the data knows: {argument: (the labels that it counts, the end of the
     # name of the parameter as long)}.
@@ -113,6 +113,10 @@ class Task(L.LightningModule):
         """Write what `predictions` gave for the records, row by row: one array each, and the file names."""
         arrays: dict[str, Any] = {name: value.float().numpy() for name, value in rows.items()}
         np.savez(folder / "predictions.npz", names=np.array([r.name for r in records]), **arrays)
+
+    def search_for(self, texts: Sequence[str]) -> None:
+        """Of a task that takes texts: those of the prediction to come. Raises HapError for one that it cannot read."""
+        raise NotImplementedError
 
     def search(self, kept: Any, folder: Path) -> None:
         """Of a task that takes texts: `write_predictions` of images whose features are known."""
@@ -260,12 +264,14 @@ class Task(L.LightningModule):
             counts["completed"] = counts["ready"] - unfinished
 
 
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of results, CSV."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table of results, CSV, of one row at least."""
+    rows = iter(rows)
+    first = next(rows)
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, rows[0])
+        writer = csv.DictWriter(file, first)
         writer.writeheader()
-        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in chain([first], rows))
 
 
 def cell(value: float | str) -> str:

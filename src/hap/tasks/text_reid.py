@@ -24,7 +24,7 @@ from hap.models.text_reid import TextReidOutput, TextReidViT
 from hap.plots import OTHER, QUERY, SAME, UNKNOWN, Tile, captioned, tile_rows, write_picture
 from hap.spool import checksum
 from hap.tasks.base import Task, write_rows
-from hap.text.tokens import tokenizer_of
+from hap.text.tokens import MAX_LENGTH, tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class TextReid(Task):
     no_decay = frozenset({"cls_token", "pos_embed"})
     metric: TextRetrieval
     model: TextReidViT
+    texts: Sequence[str] = ()  # of a prediction
 
     def __init__(
         self, *args: Any, matching: nn.Module, recipe_batch: int = 64, top_k: int = 50, **kwargs: Any
@@ -117,6 +118,31 @@ class TextReid(Task):
         """The embedding of each image, of length 1: its dot product with that of a sentence is the cosine."""
         return {"feature": F.normalize(outputs.image)}
 
+    def search_for(self, texts: Sequence[str]) -> None:
+        self.check_texts(texts)
+        self.texts = texts
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Raises HapError for a sentence of which no word is known; says what else is not known, and what is cut."""
+        tokenizer = tokenizer_of(self.labels["vocabulary"])
+        unknown: dict[str, None] = {}  # in their order
+        cut = 0
+        for number, text in enumerate(texts, start=1):
+            found = tokenizer.read(text)
+            if not found.known:
+                raise HapError(
+                    f"no word of sentence {number}, {printable(text[:80])!r}, is in the vocabulary of this model"
+                )
+            unknown.update(dict.fromkeys(found.unknown))
+            cut += found.length > MAX_LENGTH
+        if unknown:
+            shown = ", ".join(printable(word) for word in list(unknown)[:8])
+            log.warning(
+                "words that this model does not know: %s%s", shown, ", ..." if len(unknown) > 8 else ""
+            )
+        if cut:
+            log.warning("%d sentences are longer than %d ids: their ends are not read", cut, MAX_LENGTH)
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """(K, E), of length 1, on the CPU. A sentence is one of a batch of its own, whatever it comes with."""
@@ -141,13 +167,14 @@ class TextReid(Task):
         index, distance = top_matches(
             self.embed_texts(self.texts), features, k=min(self.top_k, len(features))
         )
-        table = []
-        for text, *found in zip(self.texts, index.tolist(), (1 - distance).tolist(), strict=True):
-            table += [
-                {"text": text, "rank": rank, "gallery": records[i].name, "similarity": value}
-                for rank, (i, value) in enumerate(zip(*found, strict=True), start=1)
-            ]
-        write_rows(folder / "rankings.csv", table)
+        write_rows(
+            folder / "rankings.csv",
+            (
+                {"text": text, "rank": rank, "gallery": records[i].name, "similarity": 1 - value}
+                for text, row, values in zip(self.texts, index.numpy(), distance.numpy(), strict=True)
+                for rank, (i, value) in enumerate(zip(row.tolist(), values.tolist(), strict=True), start=1)
+            ),
+        )
         strips = []
         for text, *found in zip(
             self.texts[:NUM_STRIPS], index.tolist(), (1 - distance).tolist(), strict=False

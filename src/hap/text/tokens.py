@@ -8,6 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,15 @@ PAD, PAD_WORD = 0, "[PAD]"
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 # Of people, in words that any vocabulary for this task knows: one that does not is not the one it is taken for.
 KNOWN = "a man in a black shirt and a woman with a red bag"
+
+
+class Reading(NamedTuple):
+    """What a vocabulary makes of a sentence: `known`, how many of its words, or pieces of words, are in it; `unknown`,
+    the words that are not; `length`, in ids, before it is cut."""
+
+    known: int
+    unknown: list[str]
+    length: int
 
 
 class Tokenizer(ABC):
@@ -35,6 +45,9 @@ class Tokenizer(ABC):
     @abstractmethod
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int32 (L,) for each sentence, L from 1 to `MAX_LENGTH`: a longer one is cut, as the official code does."""
+
+    @abstractmethod
+    def read(self, text: str) -> Reading: ...
 
 
 class WordPieces(Tokenizer):
@@ -64,9 +77,20 @@ class WordPieces(Tokenizer):
             )
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        # Bytes that are no text: the tokeniser takes none, and leaves out what stands for them.
-        clean = [text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") for text in texts]
-        return [np.array(row.ids[:MAX_LENGTH], np.int32) for row in self._encoder.encode_batch(clean)]
+        rows = self._encoder.encode_batch([_clean(text) for text in texts])
+        return [np.array(row.ids[:MAX_LENGTH], np.int32) for row in rows]
+
+    def read(self, text: str) -> Reading:
+        text = _clean(text)
+        row = self._encoder.encode(text, add_special_tokens=False)
+        unknown = [text[slice(*at)] for i, at in zip(row.ids, row.offsets, strict=True) if i == self.unknown]
+        named = sum(any(c.isalnum() for c in piece) for piece in row.tokens)  # "[UNK]", too
+        return Reading(named - len(unknown), unknown, len(row.ids) + 2)
+
+
+def _clean(text: str) -> str:
+    """Bytes that are no text: the tokeniser takes none, and leaves out what stands for them."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 class Words(Tokenizer):
@@ -82,6 +106,12 @@ class Words(Tokenizer):
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         rows = [[self._ids[word] for word in words(text) if word in self._ids] for text in texts]
         return [np.array(row[:MAX_LENGTH] or [PAD], np.int32) for row in rows]
+
+    def read(self, text: str) -> Reading:
+        found = words(text)
+        unknown = [word for word in found if word not in self._ids]
+        known = len(found) - len(unknown)
+        return Reading(known, unknown, known)
 
 
 def words(text: str) -> list[str]:
