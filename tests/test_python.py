@@ -30,6 +30,13 @@ TASKS = {
         ("experiment=reid_market1501", *TINY, "task.model.num_classes=2"),
         {"people": ["0001", "0002"]},
     ),
+    "text_reid": (
+        (
+            *("experiment=text_reid_cuhk", *TINY, "text_encoder=words", "task.model.embedding=16"),
+            *("task.model.num_classes=2", "task.model.vocabulary=8"),
+        ),
+        {"people": ["1", "2"], "vocabulary": ["[PAD]", *["a", "woman", "in", "red", "man", "with", "bag"]]},
+    ),
     "pose2d": (("experiment=pose2d_coco", *TINY, "task.model.num_joints=17"), COCO.labels()),
     "pose3d": (
         (
@@ -63,7 +70,7 @@ def test_the_examples_run(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     page = PAGE.read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
@@ -133,6 +140,23 @@ def test_arguments_of_another_task_are_refused(folder):
     with pytest.raises(HapError, match="boxes of 1 images, 2 images"):
         pose.predict([image, image], [[[0, 0, 5, 5]]])
     assert pose.predict([image, image], [None, np.empty((0, 4))]).image.tolist() == [0]
+
+
+def test_sentences(folder, caplog):
+    model = hap.load(folder / "text_reid.ckpt")
+    texts = ["a man", "a woman in red with a bag"]
+    both = model.embed_texts(texts)
+    np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([model.embed_texts(text) for text in texts]), both, atol=1e-6)
+    assert model.embed_texts([]).shape == (0, 16)
+    assert not caplog.text
+    long = model.embed_texts("red lady " * 300)
+    np.testing.assert_allclose(long, model.embed_texts("red " * 100), atol=1e-6)
+    assert "words that this model does not know: lady" in caplog.text
+    with pytest.raises(HapError, match="no word of sentence 2, 'gentleman', is in the vocabulary of this"):
+        model.embed_texts(["a man", "gentleman"])
+    with pytest.raises(HapError, match="embed_texts: not for a model of the task Reid"):
+        hap.load(folder / "reid.ckpt").embed_texts("a man")
 
 
 def test_within_a_program_of_hydra_and_in_threads(folder):

@@ -32,6 +32,7 @@ from hap.tasks.base import Task
 from hap.tasks.pose2d import Pose2d
 from hap.tasks.pose3d import Pose3d
 from hap.tasks.pose3d_outputs import in_picture
+from hap.tasks.text_reid import TextReid
 
 AROUND_JOINTS = Kind("key points", from_joints=True)
 _composing = threading.Lock()  # Hydra's state is that of the process
@@ -189,6 +190,23 @@ class Model:
         image = np.repeat(np.arange(len(listed)), [len(places) for places in of_image])
         rows = self._rows(listed, of_image, batch_size)
         return self._named(rows, image, focal)
+
+    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Of a model of text-to-image re-identification: float32 (K, D) of K sentences, of length 1, so that products
+        with `Features` are cosines.
+
+        Raises:
+            HapError: the model is of another task, or knows no word of a sentence.
+
+        Example:
+            >>> text, image = model.embed_texts("a woman in a red coat"), model.predict(paths).feature
+            >>> best = (text @ image.T).argmax(1)
+        """
+        if not isinstance(self.task, TextReid):
+            raise HapError(f"embed_texts: not for a model of the task {type(self.task).__name__}")
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        self.task.check_texts(listed)
+        return _array(self.task.embed_texts(listed))
 
     def _rows(
         self, images: Sequence[Any], of_image: Sequence[list[dict[str, Any]]], batch_size: int

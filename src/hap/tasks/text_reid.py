@@ -148,7 +148,7 @@ class TextReid(Task):
         """(K, E), of length 1, on the CPU. A sentence is one of a batch of its own, whatever it comes with."""
         self.eval()  # no trainer has seen to it where only sentences are embedded
         rows = tokenizer_of(self.labels["vocabulary"])(texts)
-        parts = []
+        parts = [torch.zeros(0, self.model.projection.out_features)]
         for start in range(0, len(rows), TEXTS_AT_ONCE):
             part = rows[start : start + TEXTS_AT_ONCE]
             lengths = torch.tensor([len(row) for row in part], device=self.device)
