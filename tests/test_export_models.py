@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY, config
 from safetensors import safe_open
+from safetensors.torch import load_file
 from test_export import moved
 
 from hap.building import build
@@ -30,6 +31,13 @@ TASKS = {
     "lem": (
         ("experiment=reid_market1501_lem", *TINY, "img_size=[128,64]", "task.model.num_classes=6"),
         PEOPLE,
+    ),
+    "text_reid": (
+        (
+            *("experiment=text_reid_cuhk", *TINY, "text_encoder=words", "task.model.embedding=16"),
+            *("task.model.num_classes=6", "task.model.vocabulary=3"),
+        ),
+        {**PEOPLE, "vocabulary": ["[PAD]", "red", "coat"]},
     ),
     "attribute": (
         ("experiment=attribute_pa100k", *TINY, "task.model.num_attributes=3", "task.threshold=val"),
@@ -121,6 +129,27 @@ def test_embedding_of_people(trained, tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     assert "<script>" not in card.replace("\\<script\\>", "")
     assert "x\\|\\<script\\>\\\\nalert(1)\\</script\\>" in card
+
+
+def test_images_for_sentences(trained, tmp_path):
+    task, path = trained("text_reid")
+    exported(path, tmp_path / "out", "format=onnx")
+    image = people((64, 32))
+    found, about = run(tmp_path / "out", image=image)
+    wanted = task.predictions(said(task, image), {})["feature"].numpy()
+    np.testing.assert_allclose(found["embedding"], wanted, atol=1e-5)
+    assert "vocabulary" not in about
+    exported(path, tmp_path / "encoder", "format=safetensors")
+    card = (tmp_path / "encoder/README.md").read_text()
+    assert "| final norm | that of the weights which training began with" in card
+    names = load_file(tmp_path / "encoder/model.safetensors")
+    assert {name.split(".")[0] for name in names} == {
+        "cls_token",
+        "pos_embed",
+        "patch_embed",
+        "blocks",
+        "norm",
+    }
 
 
 @pytest.mark.slow

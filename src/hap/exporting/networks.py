@@ -18,9 +18,10 @@ from hap.tasks.attribute import Attribute
 from hap.tasks.pose2d import Pose2d
 from hap.tasks.pose3d import UNITS, Pose3d
 from hap.tasks.reid import Reid
+from hap.tasks.text_reid import TextReid
 
 # Layers that have float32 whatever the rest has, as in training: see `in_float32`.
-_FLOAT32 = ("head", "bn", "conv_fc", "conv_bn")
+_FLOAT32 = ("head", "bn", "conv_fc", "conv_bn", "projection")
 
 
 class Network(nn.Module):
@@ -87,6 +88,23 @@ class Embedding(Network):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         embedding = self.model(self.normalize(image)).embedding.float()
         return {"embedding": F.normalize(embedding) if self.distance == "cosine" else embedding}
+
+
+class ImageEmbedding(Network):
+    """Of text-to-image re-identification: the side of the images."""
+
+    title = "Images for text-to-image person re-identification"
+    outputs = {  # noqa: RUF012
+        "embedding": "float32 (N, D), of length 1, to be multiplied by that of a sentence: hap.load(FILE).embed_texts"
+    }
+
+    def __init__(self, source: Source):
+        super().__init__(source)
+        for name in ("text", "lstm", "text_projection", "classifier"):
+            setattr(self.model, name, None)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"embedding": F.normalize(self.model.image_embedding(self.normalize(image)))}
 
 
 class Probabilities(Network):
@@ -159,6 +177,7 @@ _OF_TASKS: dict[type, type[Network]] = {
     Attribute: Probabilities,
     Pose2d: HeatMaps,
     Pose3d: Bodies,
+    TextReid: ImageEmbedding,
 }
 
 

@@ -24,12 +24,14 @@ from hap.tasks.attribute import Attribute
 from hap.tasks.base import Task
 from hap.tasks.pose3d import Pose3d
 from hap.tasks.pretrain import Pretrain
+from hap.tasks.text_reid import TextReid
 
 log = logging.getLogger(__name__)
 
 Size = tuple[int, int]
 
 GRAPHS = ("onnx", "torch_export")  # formats that hold what is computed, not weights alone
+_NORM = "that of the weights which training began with: it took the patches before it"
 _OF_ENCODER = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 
 
@@ -136,6 +138,7 @@ def _from_checkpoint(path: Path, size: Size | None, cfg: DictConfig) -> Source:
         "trained with": f"hap {description['version']}",
         "training began with": weights.get("name"),
         "SHA-256 of that": weights.get("sha256"),
+        "final norm": _NORM if issubclass(task, TextReid) and not whole else None,
     }
     licence = weights.get("licence")
     return Source(
