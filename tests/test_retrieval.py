@@ -11,7 +11,13 @@ import torch.nn.functional as F
 
 from hap.benchmarks import reid_eval
 from hap.errors import HapError
-from hap.metrics.ranking import evaluate_distances, evaluate_ranking, feature_distances, top_matches
+from hap.metrics.ranking import (
+    evaluate_both,
+    evaluate_distances,
+    evaluate_ranking,
+    feature_distances,
+    top_matches,
+)
 from hap.metrics.rerank import k_reciprocal_rerank
 from hap.metrics.retrieval import RetrievalMetric
 
@@ -375,6 +381,22 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 # --- speed and memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_and_without_the_camera_rule_in_one_pass(seed):
+    """Also among ties, and with several entries of a query's camera."""
+    generator = torch.Generator().manual_seed(seed)
+    query, gallery = (torch.randint(-1, 2, (n, 3), generator=generator).float() + 0.1 for n in (40, 60))
+    ids, cams = ((torch.randint(high, (n,), generator=generator) for n in (40, 60)) for high in (6, 3))
+    labels = (*ids, *cams)
+    for found, expected in zip(
+        evaluate_both(query, gallery, *labels, block_size=7),
+        (evaluate_ranking(query, gallery, *labels[:2]), evaluate_ranking(query, gallery, *labels)),
+        strict=True,
+    ):
+        for name in ("ap", "ap_trapezoid", "inp", "first_hit"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), equal_nan=True)
 
 
 def test_benchmark(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,8 +87,14 @@ def register() -> None:
     OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
     OmegaConf.register_new_resolver("run_folder", make_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("text_source", choose_source, replace=True)
-    OmegaConf.register_new_resolver("text_sizes", bert_sizes, replace=True)
+    OmegaConf.register_new_resolver("text_sizes", text_sizes, replace=True)
     OmegaConf.register_new_resolver("text_weights", bert_weights, replace=True)
+
+
+def text_sizes(source: str) -> DictConfig | None:
+    """Of the BERT of a source."""
+    sizes = bert_sizes(source)
+    return None if sizes is None else OmegaConf.create(sizes)
 
 
 def folder_name(name: str) -> str:

@@ -71,8 +71,6 @@ def _plain(node: Any) -> Any:
     if isinstance(node, ListConfig) and not (node._is_none() or node._is_missing()):
         return [_plain(node._get_node(index)) for index in range(len(node))]
     value = node._value()
-    if isinstance(value, dict):  # of a resolver: numbers by name
-        return dict(value)
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 

@@ -5,6 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from hap.metrics.ranking import evaluate_ranking
 
-_Method = Callable[[list[Tensor], list[Tensor], int], np.ndarray]
+Samples = list[Tensor]  # features (N, D), identities, and a number of each
+Make = Callable[[], tuple[Samples, Samples]]  # queries, gallery
+Way = Callable[[Samples, Samples, int], np.ndarray]  # of these and a block size, AP of each query
 
 
-class _Sizes(NamedTuple):
+class Sizes(NamedTuple):
     num_query: int
     num_gallery: int
     dim: int
@@ -46,27 +49,13 @@ def run(
         once: sizes, seconds, peak memory beyond the features in GB, ratio of the times, and both mAP on the queries
         that NumPy saw. The table printed shows the same.
     """
-    sizes = _Sizes(num_query, num_gallery, dim, num_ids)
+    sizes = Sizes(num_query, num_gallery, dim, num_ids)
     timed = num_query if numpy_queries is None else min(numpy_queries, num_query)
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        seconds, memory, ap = pool.apply(_measure, (_blocks, sizes, num_query, block_size, device, seed))
-        numpy_sample, numpy_memory, numpy_ap = pool.apply(
-            _measure, (_plain_numpy, sizes, timed, block_size, "cpu", seed)
-        )
-    numpy_seconds = numpy_sample * num_query / timed
-    result = {
-        **sizes._asdict(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "memory_gb": memory,
-        "numpy_seconds": numpy_seconds,
-        "numpy_measured_queries": timed,
-        "numpy_memory_gb": numpy_memory,
-        "ratio": numpy_seconds / seconds,
-        "mAP": float(np.nanmean(ap[:timed])),
-        "numpy_mAP": float(np.nanmean(numpy_ap)),
-    }
+    made = partial(_people, sizes, seed)
+    result = {**sizes._asdict(), "device": name_of(device), "threads": torch.get_num_threads()}
+    result |= both_ways(made, _blocks, _plain_numpy, num_query, timed, block_size, device)
+    seconds, memory = result["seconds"], result["memory_gb"]
+    numpy_seconds, numpy_memory = result["numpy_seconds"], result["numpy_memory_gb"]
     scaled = "" if timed == num_query else f", scaled from {timed} queries"
     print(f"{num_query} queries, {num_gallery} gallery entries, {dim} dimensions, on {result['device']}")
     print(f"{'':14}{'seconds':>10}{'GB beyond features':>20}{'mAP':>12}")
@@ -76,33 +65,66 @@ def run(
     yield result
 
 
+def name_of(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
+
+
+def both_ways(
+    make: Make, ours: Way, plain: Way, num_query: int, timed: int, block_size: int, device: str
+) -> dict[str, Any]:
+    """Each way in a process of its own; the plain one on the CPU, its time scaled up from the first `timed` queries."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        seconds, memory, peak, ap = pool.apply(_measure, (make, ours, num_query, block_size, device))
+        sample, numpy_memory, _, numpy_ap = pool.apply(_measure, (make, plain, timed, block_size, "cpu"))
+    return {
+        "seconds": seconds,
+        "memory_gb": memory,
+        "peak_gb": peak,
+        "numpy_seconds": sample * num_query / timed,
+        "numpy_measured_queries": timed,
+        "numpy_memory_gb": numpy_memory,
+        "ratio": sample * num_query / timed / seconds,
+        "mAP": float(np.nanmean(ap[:timed])),
+        "numpy_mAP": float(np.nanmean(numpy_ap)),
+    }
+
+
 def _measure(
-    method: _Method, sizes: _Sizes, num_query: int, block_size: int, device: str, seed: int
-) -> tuple[float, float, np.ndarray]:
-    """Seconds, peak GB beyond the features, and AP of the first `num_query` queries."""
-    torch.manual_seed(seed)
-    centres = torch.randn(sizes.num_ids, sizes.dim)
-    query, gallery = _samples(centres, sizes.num_query), _samples(centres, sizes.num_gallery)
+    make: Make, way: Way, num_query: int, block_size: int, device: str
+) -> tuple[float, float, float, np.ndarray]:
+    """Seconds, peak GB beyond what the features needed, peak GB of the whole process (of what is on the GPU), and AP of
+    the first `num_query` queries."""
+    query, gallery = make()
     query, gallery = [values[:num_query].to(device) for values in query], [v.to(device) for v in gallery]
     on_gpu = device.startswith("cuda")
     before = torch.cuda.memory_allocated() if on_gpu else _peak_memory()
     start = time.perf_counter()
-    ap = method(query, gallery, block_size)
+    ap = way(query, gallery, block_size)
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_memory()
-    return seconds, (peak - before) / 1e9, ap
+    return seconds, (peak - before) / 1e9, peak / 1e9, ap
 
 
-def _samples(centres: Tensor, number: int) -> list[Tensor]:
-    """Normalised features (number, D), identities, cameras."""
-    ids = torch.randint(len(centres), (number,))
-    features = torch.randn(number, centres.shape[1]).mul_(2.5)
-    for rows in torch.arange(number).split(
+def _people(sizes: Sizes, seed: int) -> tuple[Samples, Samples]:
+    """Queries and gallery, identities and cameras at random."""
+    torch.manual_seed(seed)
+    centres = torch.randn(sizes.num_ids, sizes.dim)
+    query, gallery = (
+        [*features_of(centres, torch.randint(sizes.num_ids, (number,))), torch.randint(15, (number,))]
+        for number in sizes[:2]
+    )
+    return query, gallery
+
+
+def features_of(centres: Tensor, ids: Tensor) -> Samples:
+    """Normalised features (N, D), each an identity's centre plus noise; and these identities."""
+    features = torch.randn(len(ids), centres.shape[1]).mul_(2.5)
+    for rows in torch.arange(len(ids)).split(
         4096
     ):  # in parts, so that no copy raises the memory to compare with
         part = features[rows[0] : rows[-1] + 1].add_(centres[ids[rows]])
         part.div_(part.norm(dim=1, keepdim=True))
-    return [features, ids, torch.randint(15, (number,))]
+    return [features, ids]
 
 
 def _peak_memory() -> int:
@@ -111,12 +133,12 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _blocks(query: list[Tensor], gallery: list[Tensor], block_size: int) -> np.ndarray:
+def _blocks(query: Samples, gallery: Samples, block_size: int) -> np.ndarray:
     labels = (query[1], gallery[1], query[2], gallery[2])
     return evaluate_ranking(query[0], gallery[0], *labels, block_size=block_size).ap.numpy()
 
 
-def _plain_numpy(query: list[Tensor], gallery: list[Tensor], block_size: int) -> np.ndarray:
+def _plain_numpy(query: Samples, gallery: Samples, block_size: int) -> np.ndarray:
     """The usual evaluation: product, argsort and comparison of whole rows, then a loop over the queries. In
     blocks too, as the whole matrices of MSMT17 take 20 GB."""
     features, ids, cams = (values.numpy() for values in query)

@@ -105,10 +105,7 @@ class RetrievalMetric(Metric):
                 "no features to evaluate: the query and gallery images were not run through the model"
             )
         query, gallery = self._samples(query=True), self._samples(query=False)
-        labels = self._labels(query, gallery)
-        ranking = evaluate_ranking(
-            query.features, gallery.features, *labels, distance=self.distance, block_size=self.block_size
-        )
+        ranking = self._rank(query, gallery)
         self._result = ranking, query, gallery
         values = _measures(ranking)
         if self.rerank:
@@ -116,6 +113,7 @@ class RetrievalMetric(Metric):
             if self.distance == "cosine":
                 features = F.normalize(query.features), F.normalize(gallery.features)
             distances = k_reciprocal_rerank(*features)
+            labels = self._labels(query, gallery)
             reranked = evaluate_distances(distances, *labels, block_size=self.block_size)
             values |= {f"rerank_{name}": value for name, value in _measures(reranked).items()}
         counts = (ranking.num_valid, ranking.num_skipped, len(gallery.ids))
@@ -164,6 +162,11 @@ class RetrievalMetric(Metric):
         return _Samples(
             *(dim_zero_cat(state)[rows] for state in (self.features, self.ids, self.cams, self.sample))
         )
+
+    def _rank(self, query: _Samples, gallery: _Samples) -> Ranking:
+        labels = self._labels(query, gallery)
+        options: dict[str, Any] = {"distance": self.distance, "block_size": self.block_size}
+        return evaluate_ranking(query.features, gallery.features, *labels, **options)
 
     def _labels(self, query: _Samples, gallery: _Samples) -> _Labels:
         """Identities and cameras, of queries and gallery."""

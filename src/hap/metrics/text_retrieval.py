@@ -1,8 +1,8 @@
 """Sentences look for images: the scores of text-to-image person ReID."""
 
-import torch
+from typing import Any
 
-from hap.metrics.ranking import Ranking, evaluate_ranking
+from hap.metrics.ranking import Ranking, evaluate_both
 from hap.metrics.retrieval import RetrievalMetric, _Labels, _Samples
 
 
@@ -14,22 +14,22 @@ class TextRetrieval(RetrievalMetric):
     captions that have no other.
     """
 
+    _other: Ranking
+
     def compute(self) -> dict[str, float]:
         values = super().compute()
-        ranking, query, gallery = self._computed_result()
-        values["mAP_trapz"] = ranking.mAP_trapezoid
-        count = torch.bincount(gallery.ids, minlength=int(query.ids.max()) + 1)
-        if (count[query.ids] > 1).any():
-            other = self._without_own(query, gallery)
-            values |= {f"other_rank{k}": other.rank(k) for k in (1, 5, 10)}
-            values |= {"other_mAP": other.mAP, "other_mAP_trapz": other.mAP_trapezoid}
+        values["mAP_trapz"] = self.ranking().mAP_trapezoid
+        if self._other.num_valid:
+            values |= {f"other_rank{k}": self._other.rank(k) for k in (1, 5, 10)}
+            values |= {"other_mAP": self._other.mAP, "other_mAP_trapz": self._other.mAP_trapezoid}
         return values
+
+    def _rank(self, query: _Samples, gallery: _Samples) -> Ranking:
+        labels: Any = super()._labels(query, gallery)
+        ranking, self._other = evaluate_both(
+            query.features, gallery.features, *labels, distance=self.distance, block_size=self.block_size
+        )
+        return ranking
 
     def _labels(self, query: _Samples, gallery: _Samples) -> _Labels:
         return query.ids, gallery.ids, None, None
-
-    def _without_own(self, query: _Samples, gallery: _Samples) -> Ranking:
-        labels = super()._labels(query, gallery)
-        return evaluate_ranking(
-            query.features, gallery.features, *labels, distance=self.distance, block_size=self.block_size
-        )
