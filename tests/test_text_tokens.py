@@ -101,9 +101,8 @@ def test_as_transformers_has_it(pieces):
         (["[PAD]", "[UNK]", "a"], "the vocabulary has no [CLS], [SEP]"),
         ([*SPECIAL[1:], "[PAD]", *KNOWN.split()], "[PAD] is number 3 of the vocabulary, not 0"),
         ([*SPECIAL, "a", "man"], "does not know all words of 'a man in a black shirt"),
-        # One of a cased BERT has capitals too, but every lower-cased word; one of another language has not.
+        ([*SPECIAL, *KNOWN.split(), "London"], "has 'London': it is that of a cased BERT"),
         ([*SPECIAL, "ein", "mann", "in", "einem"], "it is none of lower-cased English"),
-        ([*SPECIAL, *KNOWN.upper().split()], "it is none of lower-cased English"),
     ],
 )
 def test_a_vocabulary_that_is_not_berts(vocabulary, message):
@@ -210,6 +209,13 @@ def test_a_folder_of_bert(tmp_path):
     assert bert_files(str(tmp_path)).weights.name == "pytorch_model.bin"
 
 
+def test_a_folder_with_the_newer_file(tmp_path):
+    vocabulary = {"coat": 4} | {piece: number for number, piece in enumerate(SPECIAL)}
+    newer = json.dumps({"model": {"type": "WordPiece", "vocab": vocabulary}})
+    folder(tmp_path, vocab__txt=None, tokenizer__json=newer)
+    assert bert_files(str(tmp_path)).vocabulary == [*SPECIAL, "coat"]
+
+
 def test_a_folder_from_windows(tmp_path):
     """Lines that end as there are the same lines."""
     (folder(tmp_path) / "vocab.txt").write_bytes("\r\n".join([*SPECIAL, "coat", ""]).encode())
@@ -220,11 +226,11 @@ def test_a_folder_from_windows(tmp_path):
     ("files", "message"),
     [
         ({"config__json": None}, "lacks config.json; text_encoder=FOLDER is a folder of bert-base-uncased"),
-        ({"vocab__txt": None}, "lacks vocab.txt"),
+        ({"vocab__txt": None}, "lacks vocab.txt or tokenizer.json"),
         ({"model__safetensors": None}, "lacks model.safetensors or pytorch_model.bin"),
         (
             {"config__json": None, "vocab__txt": None, "model__safetensors": None},
-            "lacks config.json, vocab.txt, model.safetensors or pytorch_model.bin",
+            "lacks config.json, vocab.txt or tokenizer.json, model.safetensors or pytorch_model.bin",
         ),
         ({"config__json": "{"}, "config.json or vocab.txt cannot be read"),
         ({"config__json": "[" * 100_000}, "config.json or vocab.txt cannot be read"),
@@ -241,8 +247,14 @@ def test_a_folder_from_windows(tmp_path):
             {"config__json": json.dumps({**SIZES, "max_position_embeddings": 64})},
             "max_position_embeddings 64 is less than the 100 of a caption",
         ),
-        ({"vocab__txt": "\n".join(SPECIAL)}, "vocab.txt has 4 lines, config.json says 5"),
-        ({"vocab__txt": ""}, "vocab.txt has 1 lines, config.json says 5"),
+        (
+            {"config__json": json.dumps({**SIZES, "hidden_act": "gelu_new"})},
+            "hidden_act gelu_new: it is another kind",
+        ),
+        ({"vocab__txt": None, "tokenizer__json": "{}"}, "config.json or tokenizer.json cannot be read"),
+        ({"vocab__txt": None, "tokenizer__json": '{"model": {"vocab": {"a": 0, "b": 2}}}'}, "without gaps"),
+        ({"vocab__txt": "\n".join(SPECIAL)}, "vocab.txt has 4 entries, config.json says 5"),
+        ({"vocab__txt": ""}, "vocab.txt has 1 entries, config.json says 5"),
     ],
 )
 def test_an_incomplete_folder(tmp_path, files, message):

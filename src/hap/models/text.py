@@ -3,6 +3,7 @@
 Legend: K captions, L ids of the longest, W width, D width of the image encoder.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from hap.models.weight_file import read_weight_file
 from hap.text.sources import BERT_ADVICE
 
 Pooling = Literal["zero", "batch_zero", "masked"]
+_NORM = {"gamma": "weight", "beta": "bias"}
 
 
 class Bert(nn.Module):
@@ -61,7 +63,7 @@ class Bert(nn.Module):
 
     @torch.no_grad()
     def _read(self, path: Path) -> None:
-        state = {name.removeprefix("bert."): value for name, value in read_weight_file(path).entries.items()}
+        state = {_renamed(name): value for name, value in read_weight_file(path).entries.items()}
         try:
             for name, wanted in self.bert.named_parameters():
                 if name not in state:
@@ -90,6 +92,13 @@ class Bert(nn.Module):
         mask = there[:, None, None].expand(-1, 1, tokens.shape[1], -1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.bert(input_ids=tokens, attention_mask=mask).last_hidden_state
+
+
+def _renamed(name: str) -> str:
+    """Norms of the first release, bert-base-uncased's to this day, have names of TensorFlow's."""
+    return re.sub(
+        r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{_NORM[m[1]]}", name.removeprefix("bert.")
+    )
 
 
 class WordVectors(nn.Module):

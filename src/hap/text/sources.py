@@ -32,6 +32,14 @@ _SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
+# What else makes a BERT, as all of its released sizes have it.
+_KIND = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+}
 
 
 class BertFiles(NamedTuple):
@@ -90,15 +98,17 @@ def bert_files(source: str) -> BertFiles:
     if not folder.is_dir():
         raise HapError(f"text_encoder={source}: there is no such folder; {BERT_ADVICE}")
     weights = next((f for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).is_file()), None)
-    lost = [name for name in ("config.json", "vocab.txt") if not (folder / name).is_file()]
+    vocabulary = next((f for f in ("vocab.txt", "tokenizer.json") if (folder / f).is_file()), None)
+    lost = [] if (folder / "config.json").is_file() else ["config.json"]
+    lost += [] if vocabulary else ["vocab.txt or tokenizer.json"]
     lost += [] if weights else ["model.safetensors or pytorch_model.bin"]
-    if lost or weights is None:
+    if lost or weights is None or vocabulary is None:
         raise HapError(f"{folder} lacks {', '.join(lost)}; {BERT_ADVICE}")
     try:
         content: Any = json.loads((folder / "config.json").read_text("utf-8"))
-        pieces = (folder / "vocab.txt").read_text("utf-8").rstrip("\n").split("\n")
-    except (OSError, ValueError, RecursionError) as error:
-        raise HapError(f"{folder}: config.json or vocab.txt cannot be read: {error}") from None
+        pieces = _pieces(folder / vocabulary)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise HapError(f"{folder}: config.json or {vocabulary} cannot be read: {error}") from None
     said = content if isinstance(content, dict) else {}
     sizes: dict[str, Any] = {key: said.get(key) for key in _SIZES}
     if wrong := [
@@ -115,11 +125,24 @@ def bert_files(source: str) -> BertFiles:
             f"{folder}/config.json: max_position_embeddings {sizes['max_position_embeddings']} is less than the "
             f"{MAX_LENGTH} of a caption"
         )
+    if other := [f"{key} {said[key]}" for key, usual in _KIND.items() if said.get(key, usual) != usual]:
+        raise HapError(f"{folder}/config.json: {', '.join(other)}: it is another kind of network than BERT")
     if len(pieces) != sizes["vocab_size"]:
         raise HapError(
-            f"{folder}: vocab.txt has {len(pieces):,} lines, config.json says {sizes['vocab_size']:,}"
+            f"{folder}: {vocabulary} has {len(pieces):,} entries, config.json says {sizes['vocab_size']:,}"
         )
     return BertFiles(pieces, sizes, folder / weights)
+
+
+def _pieces(path: Path) -> list[str]:
+    """Of a vocab.txt, a line each; of a tokenizer.json those of its model. Raises ValueError and the like."""
+    if path.suffix == ".txt":
+        return path.read_text("utf-8").rstrip("\n").split("\n")
+    ids = json.loads(path.read_text("utf-8"))["model"]["vocab"]
+    pieces = sorted(ids, key=ids.__getitem__)
+    if [ids[piece] for piece in pieces] != list(range(len(ids))):
+        raise ValueError("its vocabulary is not numbered from 0 without gaps")
+    return pieces
 
 
 def tokens(texts: Sequence[str], source: str) -> Tokenizer:

@@ -69,6 +69,10 @@ class WordPieces(Tokenizer):
             raise HapError(f"the vocabulary has no {', '.join(lost)}: it is not BERT's")
         if ids["[PAD]"] != PAD:
             raise HapError(f"[PAD] is number {ids['[PAD]']} of the vocabulary, not 0: it is not BERT's")
+        if cased := [piece for piece in ids if piece != piece.lower() and not piece.startswith("[")]:
+            raise HapError(
+                f"the vocabulary has {cased[0]!r}: it is that of a cased BERT; take bert-base-uncased"
+            )
         self.unknown = ids["[UNK]"]
         self._encoder = BertWordPieceTokenizer(vocab=ids, lowercase=True)
         if any(self.unknown in row for row in self([KNOWN])):
