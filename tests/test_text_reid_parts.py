@@ -14,7 +14,7 @@ from conftest import TINY, config
 from hydra.utils import instantiate
 from torch.nn import functional as F
 
-from hap.data.transforms import TextTrain
+from hap.data.transforms import ReidEval, TextTrain
 from hap.errors import HapError
 from hap.losses import RankingLoss, SDMLoss
 from hap.metrics.text_retrieval import TextRetrieval
@@ -513,6 +513,23 @@ def test_left_and_right(flip_sides):
 
     assert 0.3 < mirrored(False) < 0.7
     assert mirrored(True) == (mirrored(False) if flip_sides else 0)
+
+
+def test_pixels_as_the_official_code_has_them():
+    """Spec 10.12: Pillow's bicubic filter, and the normalisation."""
+    k = np.arange(16).reshape(4, 4)
+    image = np.stack([16 * k, 255 - 16 * k, 255 * (k % 2)], -1).astype(np.uint8)
+    found = ReidEval((384, 128))(image, {}, np.random.default_rng(0))["image"]
+    for (row, column), rgb in {
+        (0, 0): (0, 255, 0),
+        (100, 40): (42, 213, 220),
+        (200, 64): (126, 129, 122),
+        (383, 127): (250, 5, 255),
+    }.items():
+        np.testing.assert_allclose(found[:, row, column], rgb, atol=1)
+    np.testing.assert_allclose(found.float().mean((1, 2)), (120.1647, 134.8353, 127.5), atol=1)
+    normalised = instantiate(config("train", *options()).task).normalize(found)
+    np.testing.assert_allclose(normalised[:, 100, 40], (-1.398664, 1.693277, 2.029978), atol=0.02)
 
 
 def test_shifts_over_black():

@@ -111,6 +111,26 @@ def test_a_training_leaves_what_it_should(trained):
     assert (trained / "pictures/worst_queries_step0000010.png").is_file()
 
 
+@pytest.mark.slow
+def test_it_learns_sixteen_people(drawn, tmp_path):
+    """Spec 10.15: every caption finds its own people, of those that it was trained on."""
+    root = drawn("cuhk_pedes", 64)
+    images = root / "CUHK-PEDES/imgs"
+    lines = []
+    for record in json.loads((root / "CUHK-PEDES/reid_raw.json").read_text()):
+        own = {"image": record["file_path"], "identity": record["id"], "captions": record["captions"]}
+        lines += [json.dumps(own | {"split": split}) for split in ("train", "test")]
+    (images / "captions.jsonl").write_text("\n".join(lines))
+    options = (
+        *("experiment=text_reid_own", *SMALL[1:], "text_encoder=words", "epochs=80"),
+        *("model.patch_size=8", "model.embed_dim=64", "task.model.embedding=64", "task.model.drop_path=0"),
+        *("task.recipe.lr=3e-3", "task.recipe.encoder_lr=2e-3", "task.recipe.milestones=[60]"),
+        *("data.transforms.train.padding=2", "trainer.check_val_every_n_epoch=80"),
+    )
+    results = run("train", config("train", *options, f"data.root={images}"), tmp_path / "run")
+    assert results["val/rank1"] == 1
+
+
 def test_the_official_protocol_has_a_best_epoch_on_the_test_and_no_file_of_it(people, tmp_path):
     results = train(people, tmp_path, *WORDS, "epochs=1", "data.reader.protocol=official")
     assert not (tmp_path / "checkpoints/best.ckpt").exists()
