@@ -440,6 +440,7 @@ def test_text_is_for_this_task_alone(tmp_path, gallery):
         "true",
         "衣服 caf\u00e9",
         "'quoted'' and not",
+        "a ${x} coat",
     ],
 )
 def test_sentences_on_the_command_line(sentence):

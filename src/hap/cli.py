@@ -128,6 +128,8 @@ def quote_paths(arguments: list[str]) -> list[str]:
         if match is None or (sweep and "," in match[2]):
             return argument
         key, value = match.groups()
+        if key == "text=":  # no key of ours is meant in a sentence
+            value = value.replace("${", r"\${")
         if key == "weights=" and (several := re.fullmatch(r"\[(.*)\]", value, re.S)):
             parts = re.findall(
                 r"""\s*((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?=\s*(?:,|$))|[^,]+)""", several[1]
