@@ -6,7 +6,7 @@ DEVICE ?= cuda
 READY := $(VENV)/.ready
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ demo-pose2d: $(READY)  ## joints of drawn people, from the shipped weights and f
 
 demo-pose3d: $(READY)  ## bodies of drawn people by the features of the shipped weights, and of none (CPU, minutes)
 	$(BIN)/python scripts/demo_pose3d.py
+
+demo-text: $(READY)  ## people found by sentences, from the shipped weights, from nothing and by colours (CPU, minutes)
+	$(BIN)/python scripts/demo_text.py
 
 sweep: $(READY)  ## mask ratios side by side: drawn people, a table, a figure and a page (CPU, minutes)
 	$(BIN)/python -m hap.train -m experiment=demo sweep=mask_ratio
@@ -55,5 +58,5 @@ gpu: $(READY)  ## all that a GPU has to show, written to benchmarks/; started ag
 clean:  ## remove .venv and caches; runs/ and data/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist
 
-.PHONY: help install demo demo-reid demo-attribute demo-pose2d demo-pose3d sweep test lint bench gpu clean
+.PHONY: help install demo demo-reid demo-attribute demo-pose2d demo-pose3d demo-text sweep test lint bench gpu clean
 .DEFAULT_GOAL := help
