@@ -53,6 +53,7 @@ def test_stopped_it_ends_at_once_with_one_line_and_goes_on(source, packed, tmp_p
     assert contents(out) == contents(packed)
 
 
+@pytest.mark.slow
 def test_killed_three_times_at_random_it_ends_with_the_same_bytes(source, packed, tmp_path):
     out, rng = tmp_path / "out", random.Random(0)
     for _ in range(3):

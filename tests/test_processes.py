@@ -243,7 +243,8 @@ def _full(job) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [(_die, "memory ran out"), (_full, "cannot write .*No space left")]
+    ("fault", "message"),
+    [pytest.param(_die, "memory ran out", marks=pytest.mark.slow), (_full, "cannot write .*No space left")],
 )
 def test_what_befalls_a_drawing_process_is_one_message(tmp_path, monkeypatch, fault, message):
     from hap.synthetic import datasets

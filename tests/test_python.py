@@ -149,7 +149,7 @@ def test_sentences(folder, caplog):
     np.testing.assert_allclose(np.linalg.norm(both, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(np.concatenate([model.embed_texts(text) for text in texts]), both, atol=1e-6)
     assert model.embed_texts([]).shape == (0, 16)
-    assert not caplog.text
+    assert "does not know" not in caplog.text
     long = model.embed_texts("red lady " * 300)
     np.testing.assert_allclose(long, model.embed_texts("red " * 100), atol=1e-6)
     assert "words that this model does not know: lady" in caplog.text

@@ -233,6 +233,7 @@ def _train_step(rank: int, world: int, file: str, results: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     results = tmp_path / "gradients.pt"
     torch.multiprocessing.spawn(_train_step, args=(2, str(tmp_path / "init"), str(results)), nprocs=2)

@@ -123,6 +123,7 @@ def test_resumed_at_the_end_of_an_epoch_and_again(luperson, tmp_path):
     assert_same_training(train(options, tmp_path / "run"), whole)
 
 
+@pytest.mark.slow
 def test_killed_run_with_accumulation_ends_bit_identical(luperson, tmp_path):
     options = overrides(luperson, "micro_batch_size=2", "task.negatives=micro_batch")
     whole = train(options, tmp_path / "whole")
